@@ -29,6 +29,7 @@ class ImageDataset(ABC):
     image_size: int                             # height and width of every image, in pixels
     labels: np.ndarray | None = None            # int64 [len], where the data set has classes
     random: bool = False                        # True: `load` wants a generator; then nothing is cached
+    listings: Path | None = None                # where to keep listings of folders; set before the first listing()
 
     @abstractmethod
     def listing(self) -> Sequence[tuple[str, int]]:
@@ -41,6 +42,18 @@ class ImageDataset(ABC):
     @abstractmethod
     def without(self, names: frozenset[str]) -> ImageDataset:
         """The same data set with some files (names of `listing`) left out."""
+
+    def stamps(self) -> Sequence[int]:
+        """Numbers that change when a file behind the images is replaced (its mtime in ns); none where there are none."""
+        return ()
+
+    def changed(self) -> Sequence[str]:
+        """Names whose file differs by now from a listing that was kept from an earlier process; forgets that listing."""
+        return ()
+
+    def encoded(self, index: int) -> bytes:
+        """The stored bytes of one image, undecoded; empty where images are no files of their own."""
+        return b""
 
     def is_official(self) -> bool:
         """Whether this is the complete published split, by its listing."""
@@ -64,3 +77,6 @@ class UnreadableImage(ValueError):
     def __init__(self, path: str, name: str, reason: str) -> None:
         super().__init__(f"{path}: cannot be decoded ({reason})")
         self.path, self.name, self.reason = path, name, reason
+
+    def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str, str]]:
+        return type(self), (self.path, self.name, self.reason)      # so that a worker process can hand it over

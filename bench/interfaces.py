@@ -129,6 +129,10 @@ class Objective(nn.Module, ABC):
     def updates(self, model: nn.Module, batch: Batch, step: int) -> Iterator[Update]: ...
 
     @abstractmethod
+    def terms(self, batch: Batch, output: TokenizerOutput) -> dict[str, Tensor]:
+        """Every loss of one output by name, unweighted scalars; for validation, where nobody moves."""
+
+    @abstractmethod
     def loss_names(self, model: nn.Module) -> tuple[set[str], set[str]]:
         """(names that may be weighted, names that are weighted); `bench check` compares them."""
 

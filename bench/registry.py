@@ -24,7 +24,6 @@ T = TypeVar("T", bound=Callable[..., Any])
 HOMES = {
     "tokenizer": "implementations",
     "quantizer": "implementations.quantizers",
-    "gradient": "implementations.gradients",
     "objective": "bench.objectives",
     "loss": "bench.losses",
     "monitor": "bench.monitors",
@@ -34,7 +33,7 @@ HOMES = {
 }
 #: what class names in annotations mean: partial[Quantizer] wants a quantizer
 KIND_OF_CLASS = {
-    "Tokenizer": "tokenizer", "Quantizer": "quantizer", "Gradient": "gradient", "Objective": "objective",
+    "Tokenizer": "tokenizer", "Quantizer": "quantizer", "Objective": "objective",
     "Loss": "loss", "Monitor": "monitor", "Metric": "metric", "ImageDataset": "dataset",
 }
 REQUIRED = object()
@@ -241,3 +240,42 @@ def _registered_as(node: ast.ClassDef | ast.FunctionDef) -> tuple[str, str] | No
             case ast.Call(func=ast.Name(id="register"), args=[ast.Constant(value=kind), ast.Constant(value=name)]):
                 return kind, name
     return None
+
+
+@functools.cache
+def _imports(file: Path) -> frozenset[Path]:
+    """Files of this project that a file imports, read from its source."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(file.read_text(), str(file))):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else (
+            [alias.name for alias in node.names] if isinstance(node, ast.Import) else [])
+        for name in names:
+            if name.partition(".")[0] in ("bench", "implementations"):
+                path = _root().joinpath(*name.split("."))
+                found |= {p for p in (path.with_suffix(".py"),) if p.is_file()}
+    return frozenset(found)
+
+
+@functools.cache
+def _root() -> Path:
+    """The folder that holds the packages `bench` and `implementations`."""
+    return Path(__file__).resolve().parent.parent
+
+
+#: files whose arithmetic every run goes through
+HARNESS_FILES = ("bench/train.py", "bench/optim.py", "bench/data.py")
+
+
+def source_closure(files: Iterable[Path]) -> list[Path]:
+    """These files (relative to the repository), the training loop, and what they import from `implementations`,
+    losses and searches; contracts and file handling are left out, since they change no number."""
+    todo = [_root() / f for f in (*HARNESS_FILES, *map(str, files))]
+    seen: set[Path] = set()
+    while todo:
+        file = todo.pop()
+        if file in seen or not file.is_file():
+            continue
+        seen.add(file)
+        todo += [f for f in _imports(file) if f.parent.name in ("losses", "objectives", "discriminators")
+                 or "implementations" in f.parts]
+    return sorted(seen)

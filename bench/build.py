@@ -1,0 +1,128 @@
+"""The spec stops here: from specs to objects. Also builds on the meta device, to fail before the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from bench.distributed import derived_seed
+from bench.errors import Incompatible
+from bench.interfaces import Objective, Tokenizer
+from bench.optim import PlayerOptimizer, WeightAverage
+from bench.registry import did_you_mean
+from bench.spec import ComponentSpec, LoopSettings, TrainSpec
+from bench.suite import Run
+from bench.train import TrainState
+from bench.types import Batch
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device; else CUDA, else Apple's, else the CPU."""
+    if name:
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def build_model(spec: TrainSpec) -> tuple[Tokenizer, Objective]:
+    """Initial weights are drawn on the CPU from the seed: the same whatever the device."""
+    torch.manual_seed(derived_seed(spec.seed, "init"))
+    model = spec.model.partial()(spec.dataset.kwargs["image_size"])
+    return model, spec.objective.partial()()
+
+
+def build_state(spec: TrainSpec, loop: LoopSettings, monitors: tuple[ComponentSpec, ...], device: torch.device) -> TrainState:
+    """Everything the loop needs, at step 0."""
+    model, objective = build_model(spec)
+    layout = torch.channels_last if loop.channels_last else torch.contiguous_format
+    model.to(device, memory_format=layout)
+    objective.to(device)
+    fused = device.type in ("cuda", "cpu") if loop.fused == "auto" else loop.fused
+    optimizers = {
+        player: PlayerOptimizer(named, spec.optimizers[player], spec.steps, fused=fused)
+        for player, named in objective.players(model).items()
+    }
+    watching = [m.partial()() for m in monitors]
+    for monitor in watching:
+        monitor.begin(model, device)
+    average = None if spec.average is None else WeightAverage(model, spec.average)
+    return TrainState(model, objective, optimizers, watching, average)
+
+
+def compile_model(model: Tokenizer, loop: LoopSettings, device: torch.device) -> bool:
+    """Compile encode and decode (never the quantizer: its search is ours). Names in state dicts do not change."""
+    wanted = device.type == "cuda" if loop.compile == "auto" else loop.compile
+    if wanted:
+        model.encode = torch.compile(model.encode)
+        model.decode = torch.compile(model.decode)
+    return wanted
+
+
+def autocast(spec: TrainSpec, device: torch.device) -> tuple[str, Callable[[], AbstractContextManager]]:
+    """(what `precision` became on this device, a context for the forward)."""
+    precision = spec.precision
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "fp32"
+    if precision == "fp32":
+        return precision, nullcontext
+    return precision, lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+# -- before the queue ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a meta build found out about a run."""
+
+    problem: str | None = None                  # the user must mend it
+    skip: str | None = None                     # this combination makes no sense; the others go on
+    parameters: int = 0
+
+
+def check_runs(runs: list[Run]) -> dict[str, Checked]:
+    """Build each tokenizer once on the meta device, run one forward there, compare names. By train id."""
+    done: dict[str, Checked] = {}
+    seen: dict[str, Checked] = {}
+    for run in runs:
+        key = repr((run.train.model, run.train.objective, run.train.dataset.kwargs["image_size"], sorted(run.train.optimizers)))
+        if key not in seen:
+            seen[key] = _check(run)
+        done[run.train_id] = seen[key]
+    return done
+
+
+def _check(run: Run) -> Checked:
+    spec = run.train
+    try:
+        with torch.device("meta"), torch.no_grad():
+            size = spec.dataset.kwargs["image_size"]
+            model, objective = build_model(spec)
+            output = model(torch.empty(2, 3, size, size))
+            objective.terms(Batch(torch.empty(2, 3, size, size)), output)
+    except Incompatible as error:
+        return Checked(skip=str(error))
+    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        return Checked(problem=f"tokenizer: {spec.model.name} cannot be built so: {str(error).splitlines()[0]}")
+    if output.reconstruction.shape != (2, 3, size, size):
+        return Checked(problem=f"tokenizer: {spec.model.name} turns 2 x 3 x {size} x {size} into "
+                               f"{' x '.join(map(str, output.reconstruction.shape))}")
+    emitted, declared = set(output.losses), {**model.loss_weights, **model.quantizer.loss_weights}
+    if emitted != set(declared):
+        return Checked(problem=f"tokenizer: {spec.model.name} emits the losses {sorted(emitted)} but declares {sorted(declared)}")
+    known, weighted = objective.loss_names(model)
+    for name in sorted(weighted - known):
+        return Checked(problem=f"objective.weights.{name}: no such loss{did_you_mean(name, known)}")
+    players = objective.players(model)
+    for player in players.keys() - spec.optimizers.keys():
+        return Checked(problem=f"optimizers.{player}: this player moves in {spec.objective.name} and needs an optimizer")
+    for player in spec.optimizers.keys() - players.keys():
+        return Checked(problem=f"optimizers.{player}: no such player{did_you_mean(player, players)}")
+    for player, named in players.items():
+        if not any(p.requires_grad for _, p in named):
+            return Checked(problem=f"optimizers.{player}: this player has nothing to learn")
+    return Checked(parameters=sum(p.numel() for p in model.parameters()))

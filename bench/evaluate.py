@@ -1,0 +1,190 @@
+"""One pass over a split: every image reconstructed once, rounded to 8 bits once, and every metric of a protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from bench import distributed
+from bench.errors import BadInput, Incompatible
+from bench.interfaces import Metric, Tokenizer
+from bench.runs import write_atomic
+
+GRID_IMAGES = 32        # first images of the split, as in the reference's sample grid
+GRID_COLUMNS = 8        # pictures in a row: four originals, each beside its reconstruction
+GRID_BORDER = 2         # pixels around each picture
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One number, or why there is none."""
+
+    number: float | None
+    reason: str | None = None                   # one sentence, exactly where `number` is None
+    details: dict[str, float] = field(default_factory=dict)
+    images: int = 0                             # images of the split, each counted once
+    per_image: np.ndarray | None = None         # float64 [images] in split order, where the metric has such values
+
+
+@torch.inference_mode()
+def measure(
+    tokenizer: Tokenizer,
+    images: np.ndarray | Tensor,
+    metrics: Mapping[str, Metric],
+    *,
+    device: torch.device,
+    batch_size: int,
+    grid: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Measured]:
+    """Measure a tokenizer on a whole split: images uint8 [n, 3, H, W], a memory map or a tensor on any device.
+
+    The tokenizer is on `device`; it runs in eval mode, in its own precision without autocast, and gets its training
+    modes back. Every process of the group calls this with the same arguments, passes its contiguous share of the
+    split, and gets the same result. `grid` is where the main process writes a PNG of the first images beside their
+    reconstructions. `progress(done, total)` is called after each batch with this process's images.
+
+    A metric that refuses the combination (Incompatible), or reconstructions that are not finite, give a reason
+    instead of a number. Raises BadInput for an empty split or a pretrained network that is not to be had.
+    """
+    count = len(images)
+    if not count:
+        raise BadInput("there is no image to measure on: the split is empty")
+    first, last = share(count, distributed.rank(), distributed.world_size())
+    where = torch.device("cpu") if device.type == "mps" else device         # MPS has no float64
+    reasons: dict[str, str] = {}
+    begun: dict[str, Metric] = {}
+    for name, metric in metrics.items():
+        try:
+            metric.begin(tokenizer.layout, count, where)
+            begun[name] = metric
+        except Incompatible as error:
+            reasons[name] = str(error)
+
+    # row 0: images whose reconstruction is not finite; then per metric its values, and in the last column how many
+    table = torch.zeros(1 + len(begun), count + 1, dtype=torch.float64, device=where)
+    shown = torch.zeros(2, min(count, GRID_IMAGES) if grid else 0, *images.shape[1:], dtype=torch.uint8, device=where)
+    with _eval_mode(tokenizer), torch.autocast(device.type, enabled=False):
+        for start in range(first, last, batch_size):
+            stop = min(start + batch_size, last)
+            original = _pixels(images, start, stop).to(device)
+            output = tokenizer(original.float().div_(127.5).sub_(1.0))
+            if output.reconstruction.shape != original.shape:
+                raise ValueError(f"{type(tokenizer).__name__} turned images {tuple(original.shape)} into "
+                                 f"{tuple(output.reconstruction.shape)}")
+            table[0, start:stop] = (~output.reconstruction.isfinite().flatten(1).all(1)).double().to(where)
+            original = original.to(where)
+            output = dataclasses.replace(output, reconstruction=to_8bit(output.reconstruction).to(where))
+            indices = torch.arange(start, stop, device=where)
+            if start < shown.shape[1]:
+                part = slice(start, min(stop, shown.shape[1]))
+                shown[0, part] = original[: part.stop - start]
+                shown[1, part] = output.reconstruction[: part.stop - start]
+            for row, (name, metric) in enumerate(begun.items(), start=1):
+                if name in reasons:
+                    continue
+                try:
+                    with _full_precision():
+                        values = metric.update(original, output, indices)
+                except Incompatible as error:
+                    reasons[name] = str(error)
+                    continue
+                if values is not None:
+                    table[row, start:stop] = values
+                    table[row, -1] += len(values)
+            if progress is not None:
+                progress(stop - first, last - first)
+
+    table = distributed.sum_across(table).cpu().numpy()
+    sums = {name: {key: distributed.sum_across(value) for key, value in metric.sums().items()}
+            for name, metric in begun.items()}
+    if grid is not None:
+        shown = distributed.sum_across(shown)
+        if distributed.is_main():
+            write_grid(grid, *shown)
+
+    broken = int(table[0].sum())
+    if broken:
+        reasons |= {name: f"{broken} of {count} reconstructions hold values that are not finite" for name in begun}
+    measured: dict[str, Measured] = {}
+    for name in metrics:
+        if name not in reasons:
+            values = table[1 + list(begun).index(name)]
+            per_image = values[:-1].copy() if values[-1] == count else None
+            measured[name] = _computed(begun[name], sums[name], count, per_image)
+        else:
+            measured[name] = Measured(None, reasons[name], images=count)
+    return measured
+
+
+def _computed(metric: Metric, sums: Mapping[str, Tensor], images: int, per_image: np.ndarray | None) -> Measured:
+    try:
+        number = float(metric.compute(sums))
+    except Incompatible as error:
+        return Measured(None, str(error), images=images)
+    if not math.isfinite(number):
+        return Measured(None, f"the result was not finite ({number})", images=images)
+    return Measured(number, None, metric.details(sums), images, per_image)
+
+
+def share(count: int, rank: int, world: int) -> tuple[int, int]:
+    """First and one past the last image of a process: contiguous, each image once, sizes differ by at most one."""
+    return count * rank // world, count * (rank + 1) // world
+
+
+def to_8bit(reconstruction: Tensor) -> Tensor:
+    """[-1, 1], clamped, to the nearest of 0..255 as uint8, halves up: as torchvision's save_image writes it."""
+    return reconstruction.float().clamp(-1, 1).mul_(127.5).add_(128.0).to(torch.uint8)
+
+
+def write_grid(path: Path, originals: Tensor, reconstructions: Tensor) -> None:
+    """Two uint8 [n, C, H, W] -> one PNG: original, reconstruction, original, ..., eight in a row."""
+    pictures = torch.stack([originals, reconstructions], 1).flatten(0, 1).cpu().permute(0, 2, 3, 1).numpy()
+    count, height, width, channels = pictures.shape
+    columns = min(GRID_COLUMNS, count)
+    tall, wide = height + GRID_BORDER, width + GRID_BORDER
+    rows = -(-count // columns)
+    canvas = np.zeros((rows * tall + GRID_BORDER, columns * wide + GRID_BORDER, channels), np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * tall + GRID_BORDER, i % columns * wide + GRID_BORDER
+        canvas[top : top + height, left : left + width] = picture
+    file = io.BytesIO()
+    Image.fromarray(canvas.squeeze(-1) if channels == 1 else canvas).save(file, "PNG")
+    write_atomic(path, file.getvalue())
+
+
+def _pixels(images: np.ndarray | Tensor, start: int, stop: int) -> Tensor:
+    if isinstance(images, Tensor):
+        return images[start:stop]
+    return torch.from_numpy(np.array(images[start:stop]))       # a copy: a memory map is read once, and read-only
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval inside; outside, every part is in the mode it had (a frozen part of a training model stays in eval)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """Convolutions of metric networks in fp32, not TF32: a metric must not depend on the generation of the GPU."""
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic,
+                     allow_tf32=False):
+        yield

@@ -1,0 +1,97 @@
+"""One optimizer per player: groups, schedule, clipping, step; and the weight average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.spec import OptimizerSpec
+
+
+class PlayerOptimizer:
+    """Moves one player's learnable parameters. `params` is what `backward(inputs=)` gets."""
+
+    def __init__(self, named: list[tuple[str, nn.Parameter]], spec: OptimizerSpec, steps: int, *, fused: bool) -> None:
+        named = [(name, p) for name, p in named if p.requires_grad]
+        self.params = [p for _, p in named]
+        self.spec, self.steps = spec, steps
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, p in named:
+            groups.setdefault((_scale(name, spec.lr_scale), _decay(name, p, spec.weight_decay)), []).append(p)
+        self.scales = [scale for scale, _ in groups]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[spec.name]
+        self.optimizer = kind(
+            [{"params": params, "weight_decay": decay} for (_, decay), params in groups.items()],
+            lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=fused,
+        )
+
+    def rate(self, step: int) -> float:
+        """Learning rate at a step, counted from 0."""
+        s = self.spec
+        if step < s.warmup_steps:
+            return s.lr * (step + 1) / s.warmup_steps
+        if s.schedule == "constant":
+            return s.lr
+        done = (step - s.warmup_steps) / max(1, self.steps - s.warmup_steps)
+        left = 0.5 * (1 + math.cos(math.pi * done)) if s.schedule == "cosine" else 1 - done
+        return s.final_lr + (s.lr - s.final_lr) * left
+
+    def step(self, step: int) -> None:
+        """Clip, set the rate, move, clear the gradients."""
+        if self.spec.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.params, self.spec.clip_norm)
+        rate = self.rate(step)
+        for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
+            group["lr"] = rate * scale
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+def _scale(name: str, scales: Mapping[str, float]) -> float:
+    matching = [prefix for prefix in scales if name.startswith(prefix)]
+    return scales[max(matching, key=len)] if matching else 1.0
+
+
+def _decay(name: str, p: nn.Parameter, decay: float) -> float:
+    """No decay on norms, biases, embeddings and codebooks."""
+    spared = p.dim() < 2 or any(word in name for word in ("codebook", "embedding", "norm"))
+    return 0.0 if spared else decay
+
+
+class WeightAverage:
+    """Exponential moving average of the parameters; buffers are taken from the live model when it is used."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        live = dict(model.named_parameters())
+        torch._foreach_lerp_(list(self.weights.values()), [live[n].detach() for n in self.weights], 1 - self.decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.weights
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, value in self.weights.items():
+            value.copy_(state[name])
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the live and the averaged weights; called twice it changes nothing."""
+        for name, p in model.named_parameters():
+            kept = p.detach().clone()
+            p.copy_(self.weights[name])
+            self.weights[name].copy_(kept)

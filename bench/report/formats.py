@@ -1,0 +1,229 @@
+"""Table -> Markdown, HTML, LaTeX, CSV, terminal. Pure functions; each escapes whatever a record may hold. Torch-free."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from bench.report.model import Cell, Header, Table
+
+if TYPE_CHECKING:
+    import rich.table
+    import rich.text
+
+UP = "../../"       # reports/<suite>/ is two folders below the repository, which sources are relative to
+
+
+def _link(header: Header) -> str | None:
+    return UP + quote(header.link, safe="/") if header.link else None
+
+
+# -- Markdown -------------------------------------------------------------------------------------------------
+
+
+def escape_markdown(text: str) -> str:
+    """Text that GitHub shows as it is, in a table cell too."""
+    text = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_\[\]|$~])", r"\\\1", text)
+
+
+def _refs(notes: tuple[str, ...]) -> str:
+    return f"<sup>{','.join(notes)}</sup>" if notes else ""
+
+
+def to_markdown(table: Table) -> str:
+    """A GitHub table with its caption and notes, without a heading. Merged headers are repeated: GitHub cannot merge."""
+
+    def header(cell: Header) -> str:
+        text = escape_markdown(cell.text)
+        return (f"[{text}]({target})" if (target := _link(cell)) else text) + _refs(cell.notes)
+
+    def number(cell: Cell) -> str:
+        text = escape_markdown(cell.text)
+        match cell.mark:
+            case "best":
+                text = f"**{text}**"
+            case "second":
+                text = f"<u>{text}</u>"
+        return text + _refs(cell.notes)
+
+    headings = [escape_markdown(c.heading) for c in (*table.keys, *table.columns)]
+    rules = [":---"] * len(table.keys) + ["---:"] * len(table.columns)
+    lines = [headings, rules]
+    for row in table.rows:
+        lines.append([header(h) for h in row.headers] + [number(c) for c in row.cells])
+    parts = [escape_markdown(table.caption)] if table.caption else []
+    parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    below = [f"<sup>{mark}</sup> {escape_markdown(sentence)}" for mark, sentence in table.footnotes]
+    below += [escape_markdown(note) for note in table.notes]
+    parts.append("  \n".join([*below, f"<sub>{escape_markdown(table.stamp)}</sub>"]))
+    return "\n\n".join(parts) + "\n"
+
+
+# -- HTML -----------------------------------------------------------------------------------------------------
+
+
+def to_html(table: Table) -> str:
+    """A <figure> with the table; row headers are merged with rowspan. The page around it is render.py's."""
+    e = html.escape
+
+    def refs(notes: tuple[str, ...]) -> str:
+        links = (f'<a href="#{e(table.name)}-{m}">{m}</a>' for m in notes)
+        return f"<sup>{','.join(links)}</sup>" if notes else ""
+
+    def header(cell: Header) -> str:
+        text = e(cell.text)
+        if target := _link(cell):
+            text = f'<a href="{e(target)}">{text}</a>'
+        if cell.span > 1:
+            return f'<th scope="rowgroup" rowspan="{cell.span}">{text}{refs(cell.notes)}</th>'
+        return f'<th scope="row">{text}{refs(cell.notes)}</th>'
+
+    def number(cell: Cell) -> str:
+        shown = {"best": f"<b>{e(cell.text)}</b>", "second": f"<u>{e(cell.text)}</u>"}.get(cell.mark, e(cell.text))
+        mark = f' class="{cell.mark}"' if cell.mark else ""
+        raw = f' data-value="{cell.number!r}"' if cell.number is not None else ""
+        return f"<td{mark}{raw}>{shown}{refs(cell.notes)}</td>"
+
+    lines = [f'<figure id="{e(table.name)}">']
+    if table.caption:
+        lines.append(f"<figcaption>{e(table.caption)}</figcaption>")
+    lines.append('<div class="scroll"><table>')
+    headings = [f'<th scope="col" class="key">{e(c.heading)}</th>' for c in table.keys]
+    headings += [f'<th scope="col">{e(c.heading)}</th>' for c in table.columns]
+    lines += ["<thead>", f"<tr>{''.join(headings)}</tr>", "</thead>", "<tbody>"]
+    for i, row in enumerate(table.rows):
+        cells = [header(h) for h in row.headers if h.span] + [number(c) for c in row.cells]
+        lines.append(f"<tr{' class=first' if i and row.headers[0].span else ''}>{''.join(cells)}</tr>")
+    lines += ["</tbody>", "</table></div>"]
+    for mark, sentence in table.footnotes:
+        lines.append(f'<p class="note" id="{e(table.name)}-{mark}"><sup>{mark}</sup> {e(sentence)}</p>')
+    lines += [f'<p class="note">{e(note)}</p>' for note in table.notes]
+    lines += [f'<p class="stamp">{e(table.stamp)}</p>', "</figure>"]
+    return "\n".join(lines) + "\n"
+
+
+# -- LaTeX ----------------------------------------------------------------------------------------------------
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}", "-": "-{}",
+    "±": r"$\pm$", "–": "--", "—": "---", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "·": r"$\cdot$",
+    "×": r"$\times$", "…": r"\dots{}", "²": r"$^2$", "µ": r"$\mu$", "σ": r"$\sigma$", "→": r"$\rightarrow$",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Text that pdflatex sets as it is. What it has no letter for is named by its code point."""
+
+    def letter(c: str) -> str:
+        if c in _LATEX:
+            return _LATEX[c]
+        if " " <= c <= "~" or "À" <= c <= "ÿ":
+            return c
+        return f"{{[}}U+{ord(c):04X}{{]}}"
+
+    return "".join(map(letter, " ".join(text.split())))
+
+
+def to_latex(table: Table) -> str:
+    r"""A table environment for booktabs and multirow; nothing else is needed."""
+
+    def notes(marks: tuple[str, ...]) -> str:
+        return f"\\textsuperscript{{{','.join(marks)}}}" if marks else ""
+
+    def header(cell: Header) -> str:
+        if not cell.span:
+            return ""
+        text = escape_latex(cell.text) + notes(cell.notes)
+        return f"\\multirow{{{cell.span}}}{{*}}{{{text}}}" if cell.span > 1 else text
+
+    def number(cell: Cell) -> str:
+        text = escape_latex(cell.text)
+        command = {"best": "\\textbf", "second": "\\underline"}.get(cell.mark)
+        return (f"{command}{{{text}}}" if command else text) + notes(cell.notes)
+
+    lines = ["% needs \\usepackage{booktabs} and \\usepackage{multirow}", "\\begin{table}",
+             "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
+    caption = f"{table.title}. {table.caption}" if table.caption else table.title
+    lines.append(f"\\caption{{{escape_latex(caption)}}}")
+    lines.append(f"\\label{{tab:{table.name}}}")
+    lines.append(f"\\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * len(table.columns)}}}")
+    lines.append("\\toprule")
+    lines.append(" & ".join(escape_latex(c.heading) for c in (*table.keys, *table.columns)) + " \\\\")
+    lines.append("\\midrule")
+    for i, row in enumerate(table.rows):
+        changed = next((j for j, h in enumerate(row.headers) if h.span), 0)
+        merged = row.headers[changed].span > 1 or table.rows[i - 1].headers[changed].span != 1
+        if i and changed < len(row.headers) - 1 and merged:
+            lines.append(f"\\cmidrule{{{changed + 1}-{len(table.keys) + len(table.columns)}}}")
+        lines.append(" & ".join([header(h) for h in row.headers] + [number(c) for c in row.cells]) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}", "", "\\medskip", "\\begin{minipage}{\\linewidth}\\footnotesize"]
+    below = [f"{notes((mark,))} {escape_latex(sentence)}" for mark, sentence in table.footnotes]
+    below += [escape_latex(note) for note in (*table.notes, table.stamp)]
+    lines.append(" \\par\n".join(below))
+    lines += ["\\end{minipage}", "\\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+# -- CSV ------------------------------------------------------------------------------------------------------
+
+
+def to_csv(table: Table) -> str:
+    """Unrounded numbers for other programs: row keys, then mean, std, n and a remark of each column."""
+
+    def safe(text: str) -> str:
+        """A spreadsheet takes text that begins with one of these for a formula."""
+        return f"'{text}" if text[:1] in "=+-@\t\r" and text else text
+
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    names = [c.key for c in table.keys]
+    for column in table.columns:
+        names += [column.key, f"{column.key}_std", f"{column.key}_n", f"{column.key}_remark"]
+    writer.writerow([*map(safe, names), "remark"])
+    sentences = dict(table.footnotes)
+    for row in table.rows:
+        line = [safe(h.text) for h in row.headers]
+        for cell in row.cells:
+            remark = "; ".join(sentences[m] for m in cell.notes)
+            shown = repr(cell.number) if cell.number is not None else "" if not cell.n else safe(cell.text)
+            line += [shown, "" if cell.std is None else repr(cell.std), str(cell.n), safe(remark)]
+        line.append(safe("; ".join(sentences[m] for h in row.headers for m in h.notes)))
+        writer.writerow(line)
+    return out.getvalue()
+
+
+# -- terminal -------------------------------------------------------------------------------------------------
+
+
+def terminal_table(table: Table) -> rich.table.Table:
+    """For printing with rich; footnotes and the stamp are its caption."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    def text(shown: str, notes: tuple[str, ...], style: str = "") -> rich.text.Text:
+        return Text.assemble((shown, style), (f" {','.join(notes)}" if notes else "", "dim"))
+
+    styles = {"best": "bold", "second": "underline", "failed": "red", "skipped": "dim", "missing": "dim"}
+    below = [f"{mark} {sentence}" for mark, sentence in table.footnotes] + [*table.notes, table.stamp]
+    out = RichTable(title=Text(table.title, style="bold"), caption=Text("\n".join(below), style="dim"), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+                    caption_justify="left", title_justify="left")
+    for c in table.keys:
+        out.add_column(Text(c.heading))
+    for c in table.columns:
+        out.add_column(Text(c.heading), justify="right")
+    for row in table.rows:
+        out.add_row(*(text(h.text if h.span else "", h.notes) for h in row.headers),
+                    *(text(c.text, c.notes, styles.get(c.mark, "")) for c in row.cells))
+    return out
+
+
+FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "html": to_html, "tex": to_latex, "csv": to_csv}

@@ -1,0 +1,249 @@
+"""Which runs may share a table row. Runs are averaged only if they differ in nothing but the `over` keys. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.errors import BadInput
+from bench.registry import did_you_mean
+from bench.report.spec import RowKey
+from bench.results import Record
+
+ABSENT = object()
+DASH = "–"
+DATA = "train.data"     # the fact that says which images a run was trained on
+RUN = "run"             # last resort: the run's own id tells it from another
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs that differ in the `over` keys alone."""
+
+    records: tuple[Record, ...]
+    facts: dict[str, Any]                       # dotted key -> scalar; components by name, without the `over` keys
+    spec: dict[str, Any] = field(default_factory=dict)      # dotted key -> scalar of the resolved spec, likewise
+
+    def fact(self, key: str) -> Any:
+        if key == RUN:
+            return self.records[0].train_id
+        if key.startswith("spec."):
+            return self.spec.get(key.removeprefix("spec."), ABSENT)
+        return self.facts.get(key, ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """Groups in the order of the rows, and what heads them."""
+
+    groups: tuple[Group, ...]
+    keys: tuple[RowKey, ...]                    # as asked for, then those added to tell rows apart
+    added: tuple[str, ...]                      # keys that were added
+    unseen: dict[str, tuple[str, ...]]          # keys that differ between rows and head none: key -> their values
+
+
+def canonical(value: Any) -> str:
+    """A text that is equal exactly for equal values; 1 and 1.0 differ."""
+    return "absent" if value is ABSENT else json.dumps(value, sort_keys=True, default=str)
+
+
+def arrange(records: Iterable[Record], keys: Sequence[RowKey], over: Sequence[str]) -> Arranged:
+    """Group runs, add the row keys that are needed to tell groups apart, and sort.
+
+    Raises BadInput for a row key that no run has.
+    """
+    groups = group(sorted(records, key=lambda r: r.train_id), over)
+    known = sorted({k for g in groups for k in g.facts})
+    for key in keys:
+        if groups and key.resolved not in known:
+            raise BadInput(f"report: rows: no run has the key {key.key!r}{did_you_mean(key.resolved, known)}")
+    asked = [k.resolved for k in keys]
+    added = distinguishing(groups, asked)
+    all_keys = (*keys, *(RowKey(key=k, title=_added_title(k, added)) for k in added))
+    ordered = tuple(ordered_groups(groups, all_keys))
+    return Arranged(ordered, all_keys, tuple(added), _unseen(groups, {*asked, *added}))
+
+
+def _added_title(key: str, added: Sequence[str]) -> str | None:
+    last = key.rpartition(".")[2]
+    if key.startswith("spec.") or sum(k.rpartition(".")[2] == last for k in added) > 1:
+        return key.removeprefix("spec.").replace("_", " ")
+    return None
+
+
+# -- grouping -----------------------------------------------------------------------------------------------------------
+
+
+def facts(record: Record, over: Sequence[str]) -> dict[str, Any]:
+    """All that a suite says of a run, and the images it was trained on, without the keys averaged over."""
+    found = {k.removesuffix(".name"): v for k, v in record.fields.items()}
+    found |= {k: c.name for k, c in record.components.items()}
+    if "train" in record.data:
+        images = record.data["train"]
+        found[DATA] = [images.fingerprint, images.images, images.of]
+    return {k: v for k, v in found.items() if not any(k == o or k.startswith(o + ".") for o in over)}
+
+
+def _spec_facts(record: Record, over: Sequence[str]) -> dict[str, Any]:
+    """The resolved spec, flat. It holds what fields may not show: revisions of the arithmetic."""
+    tails = ["." + o.partition(".")[2] for o in over if "." in o]
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, path: tuple[str, ...]) -> None:
+        if isinstance(value, dict) and value:
+            for k, v in value.items():
+                walk(v, path if k == "kwargs" else (*path, str(k)))
+        elif not any(("." + ".".join(path)).endswith(t) for t in tails):
+            found[".".join(path)] = value
+
+    walk(record.spec, ())
+    return found
+
+
+def group(records: Iterable[Record], over: Sequence[str]) -> list[Group]:
+    """Runs whose facts and spec are equal but for `over`. Two runs with equal `over` values never share a group."""
+    alike: dict[Hashable, list[Record]] = {}
+    for record in records:
+        known = {k: v for k, v in facts(record, over).items() if k != DATA}
+        alike.setdefault((canonical(known), canonical(_spec_facts(record, over))), []).append(record)
+    groups = []
+    for members in alike.values():
+        for part in _by_training_images(members):
+            settled = [tuple(canonical(over_value(r, o)) for o in over) for r in part]
+            runs = [part] if len(set(settled)) == len(part) else [[r] for r in part]
+            for run in runs:
+                run = sorted(run, key=lambda r: [_rank(over_value(r, o)) for o in over])
+                shown = next((r for r in run if "train" in r.data), run[0])
+                groups.append(Group(tuple(run), facts(shown, over), _spec_facts(run[0], over)))
+    return groups
+
+
+def _by_training_images(records: list[Record]) -> list[list[Record]]:
+    """A run that failed before it saw images joins the others, unless these disagree."""
+    parts: dict[str, list[Record]] = {}
+    for record in records:
+        parts.setdefault(canonical(facts(record, ()).get(DATA)), []).append(record)
+    known = {k: v for k, v in parts.items() if "train" in v[0].data}
+    if len(known) <= 1:
+        return [records]
+    return list(parts.values())
+
+
+def among(record: Record, over: Sequence[str]) -> str:
+    """What names a run within its row: 'seed 2'."""
+    return ", ".join(f"{o.rpartition('.')[2]} {plain(over_value(record, o))}" for o in over) or f"run {record.train_id}"
+
+
+def over_value(record: Record, key: str) -> Any:
+    """A run's value of a key that is averaged over."""
+    return record.fields.get(key, record.fields.get(f"{key}.name", ABSENT))
+
+
+# -- telling rows apart ---------------------------------------------------------------------------------------------------
+
+
+def distinguishing(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
+    """The keys that must be added to `keys` so that no two groups have the same row header."""
+    added: list[str] = []
+    for find in (_differing_facts, _differing_spec, lambda _: [RUN]):
+        for same in _collisions(groups, [*keys, *added]):
+            added += [k for k in find(same) if k not in added]
+    return added
+
+
+def _collisions(groups: Sequence[Group], keys: Sequence[str]) -> list[list[Group]]:
+    alike: dict[Hashable, list[Group]] = {}
+    for g in groups:
+        alike.setdefault(tuple(canonical(g.fact(k)) for k in keys), []).append(g)
+    return [same for same in alike.values() if len(same) > 1]
+
+
+def _differing_facts(groups: Sequence[Group]) -> list[str]:
+    return _differing(groups, lambda g: g.facts)
+
+
+def _differing_spec(groups: Sequence[Group]) -> list[str]:
+    return [f"spec.{k}" for k in _differing(groups, lambda g: g.spec)]
+
+
+def _differing(groups: Sequence[Group], of: Callable[[Group], dict[str, Any]]) -> list[str]:
+    """Keys that differ; a keyword of a component only counts among groups with that same component."""
+    components = sorted({k for g in groups for r in g.records for k in r.components})
+    found = []
+    for key in sorted({k for g in groups for k in of(g)}):
+        owners = [c for c in components if key.startswith(c + ".")]
+        seen: dict[Hashable, set[str]] = {}
+        for g in groups:
+            owner = tuple(canonical(g.fact(c)) for c in owners)
+            seen.setdefault(owner, set()).add(canonical(of(g).get(key, ABSENT)))
+        if any(len(values) > 1 for values in seen.values()):
+            found.append(key)
+    return found
+
+
+def _unseen(groups: Sequence[Group], shown: set[str]) -> dict[str, tuple[str, ...]]:
+    """Settings that differ between rows though no header shows them: the table must say so."""
+    found: dict[str, tuple[str, ...]] = {}
+    for key in _differing_facts(groups):
+        values = sorted({canonical(g.fact(key)): g.fact(key) for g in groups if g.fact(key) is not ABSENT}.items(),
+                        key=lambda item: _rank(item[1]))
+        if key not in shown and key != DATA and len(values) > 1:
+            found[key] = tuple(plain(v) for _, v in values)
+    return found
+
+
+# -- order and text -------------------------------------------------------------------------------------------------------
+
+
+def _rank(value: Any) -> tuple[int, Any]:
+    if value is ABSENT:
+        return (4, "")
+    if value is None:
+        return (3, "")
+    if isinstance(value, int | float):
+        return (0, value)
+    if isinstance(value, str):
+        return (1, value)
+    return (2, canonical(value))
+
+
+def ordered_groups(groups: Sequence[Group], keys: Sequence[RowKey]) -> list[Group]:
+    """Sorted by the row keys from left to right, each in its own direction."""
+    ordered = list(groups)
+    for key in reversed(keys):
+        known = component_titles(groups, key.resolved)
+
+        def position(g: Group, key: RowKey = key, titles: dict[Any, str] = known) -> int:
+            value = g.fact(key.resolved)
+            names = [value, titles.get(value)] if isinstance(value, str) else [value]
+            return next((i for i, v in enumerate(key.order) if any(type(v) is type(n) and v == n for n in names)),
+                        len(key.order))
+
+        ordered.sort(key=lambda g, key=key: _rank(g.fact(key.resolved)), reverse=key.descending)
+        ordered.sort(key=position)
+    return ordered
+
+
+def component_titles(groups: Sequence[Group], key: str) -> dict[Any, str]:
+    """Name -> title of the components under a key; titles that two names share carry the name as well."""
+    titles = {c.name: c.title for g in groups for r in g.records if (c := r.components.get(key)) is not None}
+    shared = [t for t in titles.values() if list(titles.values()).count(t) > 1]
+    return {name: f"{title} ({name})" if title in shared else title for name, title in titles.items()}
+
+
+def plain(value: Any) -> str:
+    """A setting as a reader expects it."""
+    match value:
+        case None:
+            return "none"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+        case list() | tuple():
+            return "[" + ", ".join(plain(v) for v in value) + "]"
+        case _ if value is ABSENT:
+            return DASH
+    return str(value)

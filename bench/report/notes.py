@@ -1,0 +1,132 @@
+"""What is said under a table: averaging, conditions, images, stamp. Pure functions of the records. Torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from bench.report.grouping import ABSENT, Arranged, canonical, over_value, plain
+from bench.report.model import Column
+from bench.results import DataRecord, Record
+
+def table_notes(
+    arranged: Arranged, runs: Sequence[Record], columns: Sequence[Column], over: Sequence[str], common_n: int
+) -> list[str]:
+    """Sentences on the whole table."""
+    if not runs:
+        return ["No run has a record yet."]
+    notes = []
+    if all(r.debug for r in runs):
+        notes.append("Debug runs of a few steps: these numbers say nothing about the tokenizers.")
+    if common_n:
+        notes.append(_averaging(runs, over, common_n))
+    if arranged.added:
+        headings = {k.resolved: k.heading for k in arranged.keys}
+        shown = ", ".join(headings[k].rstrip(".") for k in arranged.added)
+        notes.append(f"Columns added because runs differ in them, which are never averaged: {shown}.")
+    for key, values in arranged.unseen.items():
+        notes.append(f"Rows also differ in {key}: {_few(values)}.")
+    notes += _how_measured(runs, columns)
+    if units := [f"{c.title} in {c.unit}" for c in columns if c.unit not in ("", "share") and c.measured]:
+        notes.append(f"Units: {', '.join(units)}.")
+    left_out = {s: tuple(sorted({f for r in runs if s in r.data for f in r.data[s].left_out})) for s in ("train", "test")}
+    for split, files in left_out.items():
+        if files:
+            notes.append(f"Left out as unreadable ({split}): {_few(files)}.")
+    if any(c.direction != "none" for c in columns) and len(arranged.groups) > 1:
+        notes.append("Bold: best; underlined: second best (of unrounded means).")
+    return notes
+
+
+def _averaging(runs: Sequence[Record], over: Sequence[str], n: int) -> str:
+    which = []
+    for key in over:
+        values = {canonical(v): v for r in runs if (v := over_value(r, key)) is not ABSENT}
+        if values:
+            shown = _few([plain(v) for v in sorted(values.values(), key=lambda v: (str(type(v)), v))])
+            which.append(f"{key.rpartition('.')[2]} {shown}")
+    over_what = f" ({'; '.join(which)})" if which else ""
+    if n == 1:
+        return f"One run a row{over_what}, n = 1 unless noted."
+    return f"Mean ± sample standard deviation over n = {n} runs{over_what}, unless noted."
+
+
+def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str]:
+    """Protocols, and a window's fill and ceiling."""
+    notes = []
+    named: dict[str, list[str]] = {}
+    for column in columns:
+        values = [v for r in runs if r.trained for v in r.values.values() if v.name == column.key and v.number is not None]
+        for protocol in sorted({v.protocol for v in values}):
+            named.setdefault(protocol, []).append(column.title)
+        details = sorted({k for v in values if v.window is not None for k in v.details})
+        spans = [(k, [x for v in values if (x := v.details.get(k)) is not None]) for k in details]
+        if shown := [f"{k} {_span(numbers)}" for k, numbers in spans if numbers]:
+            notes.append(f"{column.title}: {', '.join(shown)}.")
+    if len(named) == 1:
+        notes.insert(0, f"Measuring protocol: {next(iter(named))}.")
+    elif named:
+        notes.insert(0, "Measuring protocols: " + "; ".join(f"{p} ({', '.join(c)})" for p, c in named.items()) + ".")
+    return notes
+
+
+def _span(numbers: Sequence[float]) -> str:
+    low, high = (f"{int(x):,}" if x == int(x) else f"{x:.6g}" for x in (min(numbers), max(numbers)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _few(items: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def count_of(data: DataRecord) -> str:
+    return f"{data.images:,} of {data.of:,}" if data.of is not None else f"{data.images:,}"
+
+
+def images_text(records: Sequence[Record]) -> str:
+    """'train: 2,822 of 162,770 images; test: 705 of 19,962'; '' where no run recorded any."""
+    parts = []
+    for split in ("train", "test"):
+        used = {canonical((d.fingerprint, d.images, d.of)): d for r in records if (d := r.data.get(split)) is not None}
+        if used:
+            shown = [count_of(d) for _, d in sorted(used.items())]
+            alike = [f"{count_of(d)} ({d.fingerprint[:8]})" for _, d in sorted(used.items())]
+            parts.append(f"{split}: {' and '.join(shown if len(set(shown)) == len(shown) else alike)}")
+    if not parts:
+        return ""
+    return "; ".join([f"{parts[0]} images", *parts[1:]])
+
+
+def stamp(runs: Sequence[Record], suite: str) -> str:
+    """Where the table comes from: suite, identity, commits, date of the last run, images."""
+    commits = sorted({str(c)[:12] + ("+dirty" if r.provenance.get("dirty") else "")
+                      for r in runs if (c := r.provenance.get("commit"))})
+    images = {images_text([r]) for r in runs} - {""}
+    parts = [f"suite {suite}" if suite else "", f"identity {identity(runs)}",
+             f"commit {_few(commits, 4)}" if commits else "commit unknown",
+             _latest([str(f) for r in runs if (f := r.provenance.get("finished"))]) or "no date",
+             f"{len(runs)} run{'' if len(runs) == 1 else 's'}",
+             images.pop() if len(images) == 1 else "images: see footnotes" if images else "images not recorded"]
+    return " · ".join(p for p in parts if p)
+
+
+def identity(runs: Iterable[Record]) -> str:
+    """12 hex of the sha256 over the sorted training and value ids: which results these are."""
+    ids = sorted({i for r in runs for i in (r.train_id, *r.values)})
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:12]
+
+
+def _latest(dates: Sequence[str]) -> str:
+    def moment(text: str) -> tuple[float, str]:
+        try:
+            when = datetime.fromisoformat(text)
+        except ValueError:
+            return (-math.inf, text)
+        # a date without a zone counts as UTC, so that no machine's own zone matters
+        return ((when - datetime(1970, 1, 1, tzinfo=when.tzinfo)).total_seconds()
+                - (when.utcoffset().total_seconds() if when.tzinfo and when.utcoffset() else 0.0), text)
+
+    return max(dates, key=moment, default="")[:10]

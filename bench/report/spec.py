@@ -1,0 +1,122 @@
+"""What a suite's `report` section says: which tables and figures are made of its records. Torch-free."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+#: default headings of row keys; any other key is called by its last part
+ROW_TITLES = {
+    "dataset": "data set",
+    "tokenizer": "network architecture",
+    "tokenizer.quantizer": "quantizer type",
+    "tokenizer.quantizer.codebook_dim": "codebook dim.",
+    "tokenizer.quantizer.codebook_size": "codebook size",
+    "train.seed": "seed",
+    "train.data": "training images",
+}
+SHORT = {"seed": "train.seed", "seeds": "train.seed"}
+
+#: a file's name is made of it
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=80)]
+Scalar = bool | int | float | str | None
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value       # a strict tuple takes no list from a validator
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RowKey(Frozen):
+    """A key whose values head the rows: a dotted key of the suite, or of a component."""
+
+    key: str                                # tokenizer, tokenizer.quantizer, tokenizer.quantizer.codebook_size, ...
+    title: str | None = None                # heading; default: see ROW_TITLES
+    link: bool = False                      # link a component's title to its source file
+    descending: bool = False                # largest first
+    order: tuple[Scalar, ...] = ()          # these values (of a component: its name or title) first, in this order
+
+    @property
+    def resolved(self) -> str:
+        """The key in full: `seed` is short for train.seed; a component is meant by its name, too."""
+        return SHORT.get(self.key, self.key).removesuffix(".name")
+
+    @property
+    def heading(self) -> str:
+        if self.title is not None:
+            return self.title
+        last = self.resolved.rpartition(".")[2].replace("_", " ")
+        return ROW_TITLES.get(self.resolved, last)
+
+
+class ColumnKey(Frozen):
+    """A measured value by its name, or a dotted key into parameters, cost, layout or monitors."""
+
+    key: str                                # psnr, usage_window, parameters.total, cost.images_per_second, ...
+    title: str | None = None                # heading; default: the metric's own title
+    decimals: Annotated[int, Field(ge=0, le=12)] | None = None      # default: the metric's own; of per cent: 2
+
+
+class TableSpec(Frozen):
+    """One table: rows are groups of runs that differ in `over` alone, which is averaged."""
+
+    name: Name
+    title: str | None = None
+    caption: str | None = None
+    rows: tuple[str | RowKey, ...]
+    columns: tuple[str | ColumnKey, ...]
+    over: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("train.seed",)
+
+    @property
+    def heading(self) -> str:
+        return self.title if self.title is not None else self.name.replace("_", " ")
+
+    def row_keys(self) -> tuple[RowKey, ...]:
+        return tuple(RowKey(key=r) if isinstance(r, str) else r for r in self.rows)
+
+    def column_keys(self) -> tuple[ColumnKey, ...]:
+        return tuple(ColumnKey(key=c) if isinstance(c, str) else c for c in self.columns)
+
+    def over_keys(self) -> tuple[str, ...]:
+        """Keys to average over, in full; a key that heads rows is not averaged."""
+        rows = {r.resolved for r in self.row_keys()}
+        return tuple(k for k in (SHORT.get(o, o) for o in self.over) if k not in rows)
+
+
+class FigureSpec(Frozen):
+    """One figure: each of `y` against `x`, one panel a column, points per run and the mean as a line."""
+
+    name: Name
+    title: str | None = None
+    x: str | RowKey
+    y: Annotated[tuple[str | ColumnKey, ...], BeforeValidator(_as_tuple)]
+    hue: str | RowKey | None = None
+    over: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("train.seed",)
+
+    def table(self) -> TableSpec:
+        """The table that holds this figure's numbers: grouping, means and titles are decided in one place."""
+        rows = (self.x,) if self.hue is None else (self.hue, self.x)
+        return TableSpec(name=self.name, title=self.title, rows=rows, columns=self.y, over=self.over)
+
+
+class ReportSpec(Frozen):
+    """Tables and figures of one suite. Names become file names: table-<name>.tex, <name>.svg."""
+
+    tables: tuple[TableSpec, ...] = ()
+    figures: tuple[FigureSpec, ...] = ()
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> ReportSpec:
+        for kind, names in (("tables", [t.name for t in self.tables]), ("figures", [f.name for f in self.figures])):
+            if double := next((n for n in names if names.count(n) > 1), None):
+                raise ValueError(f"two {kind} are called {double!r}; give each its own name")
+        for figure in self.figures:
+            if figure.name in ("table", "curves") or figure.name.startswith("table-"):
+                raise ValueError(f"a figure cannot be called {figure.name!r}: tables and curves have files of that name")
+        return self

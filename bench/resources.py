@@ -1,0 +1,18 @@
+"""What one run asks of a machine: in no identity, never part of the science. Torch-free."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Resources(BaseModel):
+    """What one job gets, whichever launcher starts it; hashable, so that equal ones share a job array."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    gpus: int | None = Field(None, ge=0, description="GPUs; left out: one where this machine has any")
+    nodes: int = Field(1, ge=1, description="machines of a job; more than one needs slurm")
+    cpus: int = Field(1, ge=1, description="CPU cores of a job")
+    memory_gb: float | None = Field(None, gt=0, description="memory; left out: the scheduler's default")
+    hours: float = Field(24.0, gt=0, description="the scheduler's time limit of a job; local jobs have none")
+    pack: int = Field(1, ge=1, description="runs that one job's process runs one after another")

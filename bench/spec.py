@@ -1,0 +1,275 @@
+"""What a run is, as frozen data: components bound to their signatures, and the two identities. Torch-free."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from bench.errors import BadInput
+from bench.registry import REQUIRED, Part, did_you_mean, resolve, signature
+
+HARNESS_REVISION = 1        # of the arithmetic of train.py, optim.py and data.py; part of every train_id
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Spec(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ComponentSpec(Spec):
+    """A name, its revision and its keyword arguments, defaults filled in; an argument may be a component."""
+
+    kind: str
+    name: str
+    revision: int | str                         # of the arithmetic; a hash for code from outside
+    kwargs: dict[str, Any]                      # typed values, ComponentSpec, or lists and dicts of them
+
+    @field_validator("kwargs", mode="before")
+    @classmethod
+    def _revive(cls, value: Any) -> Any:        # read back from JSON, nested components are components again
+        match value:
+            case {"kind": _, "name": _, "revision": _, "kwargs": _}:
+                return cls(**value)
+            case dict():
+                return {k: cls._revive(v) for k, v in value.items()}
+            case list() | tuple():
+                return tuple(cls._revive(v) for v in value)
+        return value
+
+    def partial(self) -> functools.partial[Any]:
+        """The constructor with its keywords; the owner gives the positional arguments. Imports the component."""
+
+        def ready(v: Any) -> Any:
+            match v:
+                case ComponentSpec():
+                    return v.partial()
+                case list() | tuple():
+                    return tuple(ready(x) for x in v)
+                case dict():
+                    return {k: ready(x) for k, x in v.items()}
+            return v
+
+        return functools.partial(resolve(self.kind, self.name), **ready(self.kwargs))
+
+    def content(self) -> dict[str, Any]:
+        """What is hashed: keywords at their declared neutral value are left out."""
+        neutral = signature(self.kind, self.name).neutral
+        kept = {k: v for k, v in self.kwargs.items() if not (k in neutral and neutral[k] == v)}
+        return {"kind": self.kind, "name": self.name, "revision": self.revision, "kwargs": kept}
+
+    def nested(self) -> Iterator[tuple[str, ComponentSpec]]:
+        """(dotted keyword path, component) of every component below this one."""
+
+        def walk(v: Any, path: str) -> Iterator[tuple[str, ComponentSpec]]:
+            match v:
+                case ComponentSpec():
+                    yield path, v
+                    for key, value in v.kwargs.items():
+                        yield from walk(value, f"{path}.{key}")
+                case list() | tuple():
+                    for i, item in enumerate(v):
+                        yield from walk(item, f"{path}.{i}")
+                case dict():
+                    for key, value in v.items():
+                        yield from walk(value, f"{path}.{key}")
+
+        for key, value in self.kwargs.items():
+            yield from walk(value, key)
+
+
+class OptimizerSpec(Spec):
+    """How one player moves. Rates are per step; `warmup_steps` ramps linearly from 0."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: Annotated[float, Field(gt=0)]
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0                   # never on norms, biases, embeddings and codebooks
+    clip_norm: float | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    final_lr: float = 0.0
+    lr_scale: dict[str, float] = {}             # per parameter-name prefix: a codebook's own rate is here
+
+
+class TrainSpec(Spec):
+    """Everything that can change the weights, and nothing else."""
+
+    dataset: ComponentSpec
+    data: str                                   # "official", or the fingerprint of a partial copy
+    model: ComponentSpec
+    objective: ComponentSpec
+    optimizers: dict[str, OptimizerSpec]        # one per player
+    steps: Positive
+    batch_size: Positive                        # images per step, over all devices
+    accumulation: Positive = 1
+    flip: bool = False                          # horizontal, with probability 0.5
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"     # hashed as declared; what auto became is in the record
+    average: float | None = None                # decay of the weight average
+    seed: int = 0
+    init_from: str | None = None                # train_id of another run, or sha256 of a weight file
+    freeze: tuple[str, ...] = ()                # parameter-name prefixes
+    debug: bool = False
+    harness: int = HARNESS_REVISION
+
+    @property
+    def train_id(self) -> str:
+        return identity(self)
+
+
+class ValueSpec(Spec):
+    """Everything else that can change one measured number."""
+
+    train_id: str                               # or sha256 of a published checkpoint
+    weights: Literal["live", "average"] = "live"
+    split: str = "test"
+    data: str                                   # fingerprint of that split
+    images: int | None = None                   # only the first so many; None: all
+    prepare: dict[str, Any]                     # the protocol's rounding, range, crop
+    metric: ComponentSpec                       # with the protocol's keywords
+    networks: dict[str, str] = {}               # hash of each pretrained file it uses
+
+    @property
+    def value_id(self) -> str:
+        return identity(self)
+
+
+class LoopSettings(Spec):
+    """How a run is carried out: moves only the last digits or the bill, so it is in no identity."""
+
+    log_every: Positive = 100                   # steps between two rows of the curves
+    watch_every: Positive | None = None         # steps between two arrays files (per-code counts, norms, gradients)
+    eval_every: Positive | None = None          # steps between two validations on test images
+    eval_images: Positive = 512                 # of which so many, the first of the test split
+    checkpoint_every: Positive = 10_000         # steps
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 600.0   # and at least so often
+    compile: bool | Literal["auto"] = "auto"    # auto: on CUDA
+    channels_last: bool = True
+    fused: bool | Literal["auto"] = "auto"      # fused optimizer where the device has one
+    tf32: bool = False                          # CUDA matrix products in TF32
+    workers: Annotated[int, Field(ge=0)] = 4    # decoding processes, only for data sets too large for the cache
+    data_on_device: bool | Literal["auto"] = "auto"     # auto: where the decoded set fits into a quarter of it
+    cache_gib: Annotated[float, Field(gt=0)] = 64.0     # decoded sets above this are streamed
+
+
+def identity(spec: Spec) -> str:
+    """12 hex of the sha256 of a spec's content: key order and YAML formatting do not matter, values do."""
+
+    def plain(v: Any) -> Any:
+        match v:
+            case ComponentSpec():
+                return plain(v.content())
+            case BaseModel():
+                return {k: plain(x) for k, x in v}
+            case dict():
+                return {k: plain(x) for k, x in sorted(v.items())}
+            case list() | tuple():
+                return [plain(x) for x in v]
+        return v
+
+    text = json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# -- binding what was written to what a constructor takes -----------------------------------------------------------
+
+Path = tuple[str, ...]
+Fail = Callable[[Path, Any, str], Exception]
+MISSING = object()
+
+
+def bind(kind: str, value: Any, path: Path, fail: Fail) -> ComponentSpec:
+    """A mapping with a `name` becomes a component whose keywords are checked, typed and complete.
+
+    `fail(path, value, sentence)` makes the exception: only the caller knows files and lines.
+    """
+    if isinstance(value, str):
+        value = {"name": value}
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise fail(path, value, f"expected a {kind}: a mapping with a name, for example {{name: ...}}")
+    name = value["name"]
+    try:
+        sig = signature(kind, name)
+    except BadInput as error:
+        raise fail((*path, "name"), name, str(error)) from None
+    given = {k: v for k, v in value.items() if k != "name"}
+    for key, item in given.items():
+        if key not in sig.keywords:
+            raise fail((*path, key), item, f"{name} has no such key{did_you_mean(key, sig.keywords)}")
+    kwargs: dict[str, Any] = {}
+    for key, keyword in sig.keywords.items():
+        if key in given:
+            kwargs[key] = bind_value(keyword.annotation, keyword.text, given[key], (*path, key), fail)
+        elif keyword.default is REQUIRED:
+            raise fail((*path, key), MISSING, f"{name} needs this key ({keyword.text})")
+        else:
+            kwargs[key] = keyword.default
+    return ComponentSpec(kind=kind, name=name, revision=sig.revision, kwargs=kwargs)
+
+
+def bind_value(annotation: Any, text: str, value: Any, path: Path, fail: Fail) -> Any:
+    """One keyword's value, checked against its annotation; nested components are bound in turn."""
+    if not _has_part(annotation):
+        try:
+            return _adapter(annotation).validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            raise fail(path, value, f"expected {text}{_hint(annotation, value, error)}") from None
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return bind(annotation.kind, value, path, fail)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        part = next(a for a in arguments if _has_part(a))
+        return bind_value(part, text, value, path, fail)
+    if origin is dict and isinstance(value, dict):
+        return {k: bind_value(arguments[1], text, v, (*path, k), fail) for k, v in value.items()}
+    if origin in (list, tuple) and isinstance(value, list):
+        return tuple(bind_value(arguments[0], text, v, (*path, str(i)), fail) for i, v in enumerate(value))
+    raise fail(path, value, f"expected {text}")
+
+
+@functools.cache
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+def _has_part(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return True
+    return any(_has_part(a) for a in typing.get_args(annotation))
+
+
+def _hint(annotation: Any, value: Any, error: ValidationError) -> str:
+    if typing.get_origin(annotation) is Literal and isinstance(value, str):
+        return did_you_mean(value, [str(a) for a in typing.get_args(annotation)])
+    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+        return "; write true or false"
+    if isinstance(value, str) and error.errors()[0]["type"].startswith(("float", "int")):
+        return "; a number in quotes is text"
+    return ""
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> scalar, of nested mappings, specs and lists; what tables group by."""
+    match value:
+        case ComponentSpec():
+            value = {"name": value.name, **value.kwargs}
+        case BaseModel():
+            value = dict(value)
+    if isinstance(value, Mapping):
+        row: dict[str, Any] = {}
+        for key, item in value.items():
+            row |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        return row
+    if isinstance(value, list | tuple) and any(isinstance(v, list | tuple | dict | BaseModel) for v in value):
+        return flatten({str(i): v for i, v in enumerate(value)}, prefix)
+    return {prefix: list(value) if isinstance(value, tuple) else value}

@@ -1,0 +1,177 @@
+"""Files of pretrained networks that metrics and losses need: where they are and which bytes they hold. Torch-free.
+
+A metric says what it needs in its class attribute `needs`, a literal tuple of names of this file in which a
+keyword of the metric may stand in braces: `needs = ("lpips_{net}",)` with net="alex" needs "lpips_alex".
+
+Nothing here is downloaded at run time. A file comes from the folder BENCH_WEIGHTS, from the usual torch cache, or
+from `bench prepare`, which calls `download`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.errors import BadInput
+from bench.places import Places
+from bench.registry import did_you_mean
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A published file. `prefix` is the start of its sha256, which torch hub puts into file names."""
+
+    file: str
+    url: str
+    prefix: str
+    megabytes: int
+    license: str
+
+
+FILES = {
+    "lpips_alex": WeightFile(
+        "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79", 233,
+        "torchvision, BSD-3-Clause; trained on ImageNet. LPIPS heads: the lpips package, BSD-2-Clause"),
+    "lpips_vgg": WeightFile(
+        "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af", 528,
+        "torchvision, BSD-3-Clause; VGG weights CC-BY-4.0, trained on ImageNet. LPIPS heads: the lpips package, "
+        "BSD-2-Clause"),
+    "lpips_squeeze": WeightFile(
+        "squeezenet1_1-b8a52dc0.pth", "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0", 5,
+        "torchvision, BSD-3-Clause; trained on ImageNet. LPIPS heads: the lpips package, BSD-2-Clause"),
+    "inception": WeightFile(
+        "weights-inception-2015-12-05-6726825d.pth",
+        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        "6726825d", 91, "converted by torch-fidelity from TensorFlow's, Apache-2.0; trained on ImageNet"),
+}
+
+
+def needed(attributes: Mapping[str, Any], keywords: Mapping[str, Any]) -> list[str]:
+    """Names of the files a component needs, from its literal class attributes and its bound keywords."""
+    return [need.format(**keywords) for need in attributes.get("needs", ())]
+
+
+def find(name: str, places: Places) -> Path | None:
+    """Where a file is on this machine: BENCH_WEIGHTS (places.weights) first, then the torch hub cache."""
+    known = _known(name)
+    for folder in _folders(places):
+        path = folder / known.file
+        if path.is_file():
+            return path
+    return None
+
+
+def identity(name: str, places: Places) -> str:
+    """What goes into a value's id: the official prefix, or 12 digits of the sha256 of another file found here.
+
+    A file that is not here counts as the official one, so that planning on a laptop gives the cluster's ids.
+    """
+    known, path = _known(name), find(name, places)
+    if path is None:
+        return known.prefix
+    digest = sha256(path, places.cache)
+    return known.prefix if digest.startswith(known.prefix) else digest[:12]
+
+
+def missing(names: Iterable[str], places: Places) -> list[str]:
+    """Those of the names whose file is not on this machine, each once, in order."""
+    return [name for name in dict.fromkeys(names) if find(name, places) is None]
+
+
+def sentence(names: Iterable[str], places: Places, values: Iterable[str] = ()) -> str:
+    """One sentence on missing files: what is missing, where it was looked for, and what to do.
+
+    values: the measured values that need them, as named in the suite's measure.values.
+    """
+    names, values = list(names), list(values)
+    files = " and ".join(f"{_known(name).file} ({name}, {_known(name).megabytes} MB)" for name in names)
+    looked = " or ".join(str(folder) for folder in _folders(places))
+    without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
+    return (f"the pretrained network {files} is not in {looked}: put the file there, or point BENCH_WEIGHTS at a folder "
+            f"that holds it, or run `bench prepare` where there is a network, or measure without it ({without} "
+            f"measure.values, in the suite or as measure.values=[...] on the command line)")
+
+
+def download(name: str, places: Places, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Fetch a file into places.weights, else into the torch hub cache; found files are kept. Checks the hash.
+
+    progress(bytes, of bytes) is called as it goes. Raises BadInput where it cannot be had, is not the official file,
+    or cannot be written.
+    """
+    if (path := find(name, places)) is not None:
+        return path
+    known = _known(name)
+    target = _folders(places)[0] / known.file
+    part = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
+    digest, done = hashlib.sha256(), 0
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(known.url, timeout=30) as source, open(part, "xb") as file:
+            total = int(source.headers.get("Content-Length") or 0)
+            while chunk := source.read(1 << 20):
+                file.write(chunk)
+                digest.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+        if not digest.hexdigest().startswith(known.prefix):
+            raise BadInput(f"{known.url}: what came is not the published file (sha256 {digest.hexdigest()[:12]}..., "
+                           f"expected {known.prefix}...); try again, or put {known.file} into {target.parent} yourself")
+        os.replace(part, target)
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{known.file} cannot be fetched from {known.url} into {target.parent} ({error}); fetch it "
+                       f"elsewhere and put it there, or into the folder BENCH_WEIGHTS") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def sha256(path: Path, cache: Path) -> str:
+    """Hex digest of a file, kept in `cache` by path, size and time of change: 0.5 GB are read once."""
+    stat = path.stat()
+    key = hashlib.sha256(f"{path}\n{stat.st_size}\n{stat.st_mtime_ns}".encode()).hexdigest()[:32]
+    kept = cache / "sha256" / key
+    try:
+        if len(text := kept.read_text().strip()) == 64:
+            return text
+    except (OSError, UnicodeDecodeError):
+        pass
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    aside = kept.parent / f".{key}.{secrets.token_hex(4)}"
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(digest)
+        os.replace(aside, kept)
+    except OSError as error:                    # a cache: without it the file is read again
+        log.debug("sha256 of %s is not kept: %s", path, error)
+    return digest
+
+
+def _known(name: str) -> WeightFile:
+    if name not in FILES:
+        raise BadInput(f"there is no pretrained network {name!r}{did_you_mean(name, FILES)}")
+    return FILES[name]
+
+
+def _folders(places: Places) -> list[Path]:
+    """Where files may be, in order; the first is where a download goes."""
+    home = os.environ.get("TORCH_HOME")
+    if not home:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
+    hub = Path(home).expanduser() / "hub" / "checkpoints"
+    return [hub] if places.weights is None else [places.weights, hub]

@@ -1,0 +1,97 @@
+"""Vector quantization with a codebook of moving averages (appendix A.1 of arXiv:1711.00937)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.distributed import sum_across
+from bench.interfaces import Quantizer
+from bench.registry import register
+from bench.types import LatentShape, QuantizerOutput, TokenLayout
+from implementations.search.initial import initial_codebook
+from implementations.search.lookup import straight_through_lookup
+from implementations.search.nearest import nearest_codes
+from implementations.search.statistics import add_statistics
+
+
+@register("quantizer", "ema_vq")
+class EMAVQ(Quantizer):
+    """Each code is the running mean of the latents that chose it; only the commitment loss remains.
+
+    With n_k, s_k the count and sum of one step over all processes and g = decay, the averages are
+    M <- g M + (1-g) n and S <- g S + (1-g) s. What becomes of codes that nothing chose (n_k = 0) differs
+    between published codes and is named here:
+    `freeze`: e_k = S_k / M_k where n_k > 0, otherwise unchanged; S starts at e, M at 0 (xyfJASON).
+    `laplace`: e_k = S_k / M'_k for all k with M' smoothed by epsilon; S starts at e, M at 0. A code unused in the
+        first step is thrown far away and stays dead, as in the published code (taming-transformers).
+    `zero_debiased`: both averages start at 0 and are divided by 1 - g^t; an unused code is the zero vector until
+        it is chosen (Sonnet, hoanhle).
+    The averages are buffers; `after_step` moves them once per step.
+    """
+
+    title = "EMA"
+
+    def __init__(
+        self,
+        latent: LatentShape,
+        *,
+        codebook_size: int = 512,
+        codebook_dim: int | None = None,
+        decay: float = 0.99,
+        zero_count: Literal["freeze", "laplace", "zero_debiased"] = "freeze",
+        epsilon: float = 1e-5,
+        init: Literal["uniform", "kaiming", "variance", "normal"] = "uniform",
+    ) -> None:
+        super().__init__()
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        dim = latent.dim if codebook_dim is None else codebook_dim
+        table = initial_codebook(codebook_size, dim, init)
+        self.input_dim = self.output_dim = dim
+        self.layout = TokenLayout(latent.positions, (codebook_size,), (latent.grid,) if latent.grid else ())
+        self.decay, self.zero_count, self.epsilon = decay, zero_count, epsilon
+        self.loss_weights = {"commitment": 0.25}
+        self.register_buffer("codebook", table)                                         # [K, D]
+        self.register_buffer("mean_counts", torch.zeros(codebook_size))                 # M
+        self.register_buffer("mean_sums", torch.zeros_like(table) if zero_count == "zero_debiased" else table.clone())
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))             # t
+        self.register_buffer("step_counts", torch.zeros(codebook_size), persistent=False)
+        self.register_buffer("step_sums", torch.zeros_like(table), persistent=False)
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        with torch.autocast(latents.device.type, enabled=False):
+            z = latents.float().flatten(0, 1)                                           # [N, D]
+            codes = nearest_codes(z, self.codebook)
+            q, commitment, _ = straight_through_lookup(z, self.codebook, codes)
+            if self.training:
+                add_statistics(self.step_counts, self.step_sums, codes, z.detach())
+        shape = latents.shape
+        return QuantizerOutput(q.view(shape).to(latents.dtype), codes.view(*shape[:2], 1), {"commitment": commitment})
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes[..., 0], self.codebook)
+
+    def codebooks(self) -> tuple[Tensor, ...]:
+        return (self.codebook,)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        counts, sums = sum_across(self.step_counts), sum_across(self.step_sums)
+        self.updates += 1
+        self.mean_counts.lerp_(counts, 1 - self.decay)
+        self.mean_sums.lerp_(sums, 1 - self.decay)
+        if self.zero_count == "freeze":
+            means = self.mean_sums / self.mean_counts[:, None]
+            self.codebook.copy_(torch.where(counts[:, None] > 0, means, self.codebook))
+        else:
+            debias = 1 - self.decay ** self.updates.double() if self.zero_count == "zero_debiased" else 1.0
+            sizes, totals = self.mean_counts / debias, self.mean_sums / debias
+            n = sizes.sum()
+            smoothed = (sizes + self.epsilon) / (n + len(sizes) * self.epsilon) * n
+            self.codebook.copy_(totals / smoothed[:, None])
+        self.step_counts.zero_()
+        self.step_sums.zero_()

@@ -1,0 +1,77 @@
+"""Vector quantization with a codebook that learns by gradient (VQ-VAE, arXiv:1711.00937)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.interfaces import Quantizer
+from bench.registry import register
+from bench.types import LatentShape, QuantizerOutput, TokenLayout
+from implementations.search.entropy import assignment_entropy
+from implementations.search.initial import initial_codebook
+from implementations.search.lookup import straight_through_lookup
+from implementations.search.nearest import nearest_codes
+
+
+@register("quantizer", "vq")
+class VQ(Quantizer):
+    """Nearest code by squared distance, straight-through gradient, commitment and codebook loss (Eq. 3).
+
+    codebook_dim: width of a code; the tokenizer's width where it is not given.
+    normalize: `codes` compares unit vectors and hands out unit codes, losses on the latents as they are
+        (xyfJASON's baseline); `both` also normalizes the latents first (ViT-VQGAN, arXiv:2110.04627; LlamaGen).
+    entropy: also emit the `entropy` loss (assignment entropy at `entropy_temperature`).
+    Raises ValueError for a codebook without codes.
+    """
+
+    title = "VQ loss"
+
+    def __init__(
+        self,
+        latent: LatentShape,
+        *,
+        codebook_size: int = 512,
+        codebook_dim: int | None = None,
+        init: Literal["uniform", "kaiming", "variance", "normal"] = "uniform",
+        normalize: Literal["none", "codes", "both"] = "none",
+        entropy: bool = False,
+        entropy_temperature: float = 0.01,
+    ) -> None:
+        super().__init__()
+        dim = latent.dim if codebook_dim is None else codebook_dim
+        self.codebook = nn.Parameter(initial_codebook(codebook_size, dim, init))        # [K, D]
+        self.input_dim = self.output_dim = dim
+        self.layout = TokenLayout(latent.positions, (codebook_size,), (latent.grid,) if latent.grid else ())
+        self.normalize, self.entropy, self.entropy_temperature = normalize, entropy, entropy_temperature
+        self.loss_weights = {"commitment": 0.25, "codebook": 1.0}
+        if entropy:
+            self.loss_weights["entropy"] = 0.1
+
+    def forward(self, latents: Tensor) -> QuantizerOutput:
+        with torch.autocast(latents.device.type, enabled=False):
+            z = latents.float().flatten(0, 1)                                           # [N, D]
+            if self.normalize == "both":
+                z = F.normalize(z, dim=1)
+            table = self._table()
+            codes = nearest_codes(F.normalize(z, dim=1) if self.normalize == "codes" else z, table)
+            q, commitment, codebook = straight_through_lookup(z, table, codes)
+            losses = {"commitment": commitment, "codebook": codebook}
+            if self.entropy:
+                losses["entropy"] = assignment_entropy(z, table, self.entropy_temperature)
+        return QuantizerOutput(q.view_as(latents).to(latents.dtype), codes.view(*latents.shape[:2], 1), losses)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes[..., 0], self._table())
+
+    def codebooks(self) -> tuple[Tensor, ...]:
+        return (self._table(),)
+
+    def tables(self) -> tuple[nn.Parameter | None, ...]:
+        return (self.codebook,)
+
+    def _table(self) -> Tensor:
+        return self.codebook if self.normalize == "none" else F.normalize(self.codebook, dim=1)
