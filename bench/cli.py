@@ -184,7 +184,7 @@ def run(
     data: Data = None, include: Include = None, as_json: AsJson = False,
 ) -> None:
     """Train and measure what is missing of a suite, then print its tables. The same command continues a stopped one."""
-    from bench.launch import launch, pack
+    from bench.launch import launch, pack, pick_launcher
     from bench.plan import TO_RUN, collect, plan, preflight, remember_suite
     from bench.registry import source_file
     from bench.runs import RunFolder, write_atomic
@@ -215,10 +215,13 @@ def run(
             write_atomic(file, r.model_dump_json())
             files.append((str(file), r.label, r.train_id))
         work = pack(files, loaded.frame.resources)
-        follow = _Follow(loaded.name, found, places, len(chosen))
+        follow = _Follow(loaded.name, found, places)
         if track:
             os.environ["BENCH_TRACK"] = ",".join(track)
-        outcome = launch(work, launcher, places, slots=jobs, wait=wait, on_progress=follow, on_start=follow.started)
+        how, why = pick_launcher(launcher)
+        notice.print(f"{loaded.name}: {len(chosen)} of {len(found)} runs to do, launcher {how} ({why})", markup=False)
+        outcome = launch(work, how, places=places, slots=jobs, on_progress=follow,
+                         wait=how != "slurm" if wait is None else wait)
         follow.finish()
     records = collect(loaded.name, found, places)
     tables, paths = _render(loaded.name, loaded.frame.question, loaded.frame.report, records, places, figures=True)
@@ -291,14 +294,11 @@ def _record_skipped(run: Run, reason: str, places: Places) -> None:
 class _Follow:
     """Shows progress: a live table on a terminal, plain lines elsewhere; collects records as runs end."""
 
-    def __init__(self, suite: str, runs: list[Run], places: Places, total: int) -> None:
-        self.suite, self.runs, self.places, self.total = suite, runs, places, total
+    def __init__(self, suite: str, runs: list[Run], places: Places) -> None:
+        self.suite, self.runs, self.places = suite, runs, places
         self.phases: dict[str, str] = {}
         self.said: dict[str, float] = {}
         self.live: Any = None
-
-    def started(self, launcher: str, why: str) -> None:
-        notice.print(f"{self.suite}: {self.total} runs to do, launcher {launcher} ({why})", markup=False)
 
     def __call__(self, states: list[tuple[str, Any]]) -> None:
         ended = {label for label, s in states if s is not None and s.phase in ("done", "failed")}
@@ -443,6 +443,7 @@ def logs(
     debug: Debug = False,
 ) -> None:
     """Print the end of a run's log, and the traceback if it failed."""
+    from bench.launch import job_logs
     from bench.registry import did_you_mean
     from bench.runs import RunFolder
 
@@ -454,7 +455,8 @@ def logs(
         raise BadInput(f"{suite}: {what} match {which!r}{did_you_mean(which, [r.label for r in matching or found])}")
     folder = RunFolder(places.runs, matching[0].train_id)
     found_any = False
-    for path in sorted(folder.logs.glob("*")) if folder.logs.is_dir() else ():
+    failure = folder.logs / "failure.txt"
+    for path in [*job_logs(folder)[:1], *([failure] if failure.is_file() else [])]:
         text = path.read_text(errors="replace").splitlines()[-lines:]
         found_any = True
         console.print(f"[bold]{path.name}[/]")

@@ -15,16 +15,16 @@ class CodeHistogram:
     """Counts of the codes of each level, exact for any batches, order of images and number of processes.
 
     With a window, only the last `window` codes of each level count, in split order and raster order within an
-    image: what a queue of that length holds after it was fed the whole split (the 65,536 queue of the published
+    image: what a queue of that length holds in the end when fed the whole split (the queue of the published
     CelebA tables). Whether a code is among them follows from its image's position, so no queue is needed.
     """
 
     def __init__(self, layout: TokenLayout, images: int, window: int | None, device: torch.device) -> None:
-        """images: the number in the whole split. Raises Incompatible where there are no codes to count."""
+        """images: the number in the whole split. Raises Incompatible where there is no code to count."""
         if not layout.vocab_sizes:
             raise Incompatible("a continuous tokenizer has no codes to count")
         if window is not None and window < 1:
-            raise Incompatible(f"a window of {window} codes is empty; give at least 1, or none for the whole split")
+            raise Incompatible(f"a window of {window} codes is empty; give at least 1, or null for the split")
         self.vocab_sizes = layout.vocab_sizes
         total = images * layout.num_tokens                      # codes per level in the split
         self.counted = total if window is None else min(window, total)
@@ -33,10 +33,10 @@ class CodeHistogram:
         starts = [0, *accumulate(self.vocab_sizes)]
         self._offsets = torch.tensor(starts[:-1], device=device)
         self._token = torch.arange(layout.num_tokens, device=device)
-        self.counts = torch.zeros(starts[-1], dtype=torch.int64, device=device)     # levels behind one another
+        self.counts = torch.zeros(starts[-1], dtype=torch.int64, device=device)     # one level after another
 
     def add(self, codes: Tensor, indices: Tensor) -> None:
-        """codes int64 [B, N, L]; indices int64 [B], positions of the images in the split. No synchronisation."""
+        """codes int64 [B, N, L]; indices int64 [B], positions of the images in the split. Never waits."""
         device = self.counts.device
         position = indices.to(device)[:, None] * len(self._token) + self._token             # [B, N]
         counts = (position >= self._first)[:, :, None].expand_as(codes)                     # [B, N, L]
@@ -48,8 +48,11 @@ class CodeHistogram:
         return [level.double() for level in counts.split(list(self.vocab_sizes))]
 
     def details(self, counts: Tensor) -> dict[str, float]:
-        """codes: counted per level. fill: their share of the window. ceiling: the usage that so many draws reach on
-        average when all codes are equally likely, 1 - (1 - 1/K)^codes. used: distinct codes. Means over levels."""
+        """codes: counted per level. fill: their share of the window. ceiling: the usage that so many draws reach
+        on average when all codes are equally likely, 1 - (1 - 1/K)^codes. used: distinct codes.
+
+        Means over levels.
+        """
         levels = self.per_level(counts)
         found = {
             "codes": float(self.counted),

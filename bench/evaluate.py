@@ -1,4 +1,4 @@
-"""One pass over a split: every image reconstructed once, rounded to 8 bits once, and every metric of a protocol."""
+"""One pass over a split: each image reconstructed once, rounded to 8 bits once, seen by each metric."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Measured:
     reason: str | None = None                   # one sentence, exactly where `number` is None
     details: dict[str, float] = field(default_factory=dict)
     images: int = 0                             # images of the split, each counted once
-    per_image: np.ndarray | None = None         # float64 [images] in split order, where the metric has such values
+    per_image: np.ndarray | None = None         # float64 [images] in split order, where the metric has them
 
 
 @torch.inference_mode()
@@ -47,15 +47,15 @@ def measure(
     grid: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Measured]:
-    """Measure a tokenizer on a whole split: images uint8 [n, 3, H, W], a memory map or a tensor on any device.
+    """Measure a tokenizer on a whole split: uint8 [n, 3, H, W], a memory map or a tensor on any device.
 
-    The tokenizer is on `device`; it runs in eval mode, in its own precision without autocast, and gets its training
-    modes back. Every process of the group calls this with the same arguments, passes its contiguous share of the
-    split, and gets the same result. `grid` is where the main process writes a PNG of the first images beside their
-    reconstructions. `progress(done, total)` is called after each batch with this process's images.
+    The tokenizer is on `device`; it runs in eval mode, in its own precision without autocast, and gets its
+    training modes back. Every process of the group calls this with the whole split, passes its contiguous
+    share, and gets the result for all of it. `grid` is where the main process writes a PNG of the first images
+    beside their reconstructions. `progress(done, total)` is called after each batch, in this process's images.
 
-    A metric that refuses the combination (Incompatible), or reconstructions that are not finite, give a reason
-    instead of a number. Raises BadInput for an empty split or a pretrained network that is not to be had.
+    A metric that refuses the combination (Incompatible), and reconstructions that are not finite, give a
+    reason instead of a number. Raises BadInput for an empty split or a pretrained network that cannot be had.
     """
     count = len(images)
     if not count:
@@ -71,9 +71,10 @@ def measure(
         except Incompatible as error:
             reasons[name] = str(error)
 
-    # row 0: images whose reconstruction is not finite; then per metric its values, and in the last column how many
+    # row 0: whose reconstruction is not finite; then a row of values per metric; last column: their number
     table = torch.zeros(1 + len(begun), count + 1, dtype=torch.float64, device=where)
-    shown = torch.zeros(2, min(count, GRID_IMAGES) if grid else 0, *images.shape[1:], dtype=torch.uint8, device=where)
+    first_few = min(count, GRID_IMAGES) if grid else 0
+    shown = torch.zeros(2, first_few, *images.shape[1:], dtype=torch.uint8, device=where)
     with _eval_mode(tokenizer), torch.autocast(device.type, enabled=False):
         for start in range(first, last, batch_size):
             stop = min(start + batch_size, last)
@@ -86,8 +87,8 @@ def measure(
             original = original.to(where)
             output = dataclasses.replace(output, reconstruction=to_8bit(output.reconstruction).to(where))
             indices = torch.arange(start, stop, device=where)
-            if start < shown.shape[1]:
-                part = slice(start, min(stop, shown.shape[1]))
+            if start < first_few:
+                part = slice(start, min(stop, first_few))
                 shown[0, part] = original[: part.stop - start]
                 shown[1, part] = output.reconstruction[: part.stop - start]
             for row, (name, metric) in enumerate(begun.items(), start=1):
@@ -115,7 +116,8 @@ def measure(
 
     broken = int(table[0].sum())
     if broken:
-        reasons |= {name: f"{broken} of {count} reconstructions hold values that are not finite" for name in begun}
+        sentence = f"{broken} of {count} reconstructions hold values that are not finite"
+        reasons |= dict.fromkeys(begun, sentence)
     measured: dict[str, Measured] = {}
     for name in metrics:
         if name not in reasons:
@@ -127,7 +129,8 @@ def measure(
     return measured
 
 
-def _computed(metric: Metric, sums: Mapping[str, Tensor], images: int, per_image: np.ndarray | None) -> Measured:
+def _computed(metric: Metric, sums: Mapping[str, Tensor], images: int,
+              per_image: np.ndarray | None) -> Measured:
     try:
         number = float(metric.compute(sums))
     except Incompatible as error:
@@ -138,12 +141,12 @@ def _computed(metric: Metric, sums: Mapping[str, Tensor], images: int, per_image
 
 
 def share(count: int, rank: int, world: int) -> tuple[int, int]:
-    """First and one past the last image of a process: contiguous, each image once, sizes differ by at most one."""
+    """First and one past the last image of a process: contiguous, each image once, as even as can be."""
     return count * rank // world, count * (rank + 1) // world
 
 
 def to_8bit(reconstruction: Tensor) -> Tensor:
-    """[-1, 1], clamped, to the nearest of 0..255 as uint8, halves up: as torchvision's save_image writes it."""
+    """[-1, 1], clamped, to the nearest of 0..255 as uint8, halves up, as torchvision's save_image does."""
     return reconstruction.float().clamp(-1, 1).mul_(127.5).add_(128.0).to(torch.uint8)
 
 
@@ -166,12 +169,12 @@ def write_grid(path: Path, originals: Tensor, reconstructions: Tensor) -> None:
 def _pixels(images: np.ndarray | Tensor, start: int, stop: int) -> Tensor:
     if isinstance(images, Tensor):
         return images[start:stop]
-    return torch.from_numpy(np.array(images[start:stop]))       # a copy: a memory map is read once, and read-only
+    return torch.from_numpy(np.array(images[start:stop]))       # a copy: a memory map may be read-only
 
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval inside; outside, every part is in the mode it had (a frozen part of a training model stays in eval)."""
+    """Eval inside; afterwards every part is in the mode it had (a frozen part of a model stays in eval)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -183,7 +186,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Convolutions of metric networks in fp32, not TF32: a metric must not depend on the generation of the GPU."""
+    """Convolutions of metric networks in fp32, not TF32: a metric must not depend on the kind of GPU."""
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic,
                      allow_tf32=False):

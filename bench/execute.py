@@ -27,7 +27,8 @@ from bench.errors import BadInput, Incompatible, NonFinite
 from bench.evaluate import measure
 from bench.image_cache import decoded
 from bench.places import Places
-from bench.provenance import provenance
+from bench.plan import run_digest
+from bench.provenance import provenance, save_code
 from bench.registry import resolve, signature
 from bench.results import Record, Value
 from bench.runs import RunFolder, State, write_atomic
@@ -52,9 +53,7 @@ def execute_many(run_files: Sequence[str], places: Places) -> None:
         run = Run.model_validate_json(Path(file).read_text())
         try:
             execute(run, places)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:          # recorded by execute; here it only must not stop the others
+        except Exception as error:              # recorded by execute; here it only must not stop the others
             log.error("%s: %s", run.label, error)
 
 
@@ -78,7 +77,7 @@ def execute(
             except Interrupted:
                 story.say("waiting", reason="interrupted; the same command continues it")
                 raise
-            except (Exception, KeyboardInterrupt) as error:
+            except Exception as error:
                 story.fail(error)
                 raise
 
@@ -139,6 +138,7 @@ class _Story:
         folder, spec = self.folder, self.spec
         if is_main():
             folder.write_spec(spec.model_dump_json(indent=1))
+            save_code(folder.code)
         self.tune()
         test = open_images(self.run, "test", self.places)
         test_images = decoded(test, data_key(spec.dataset), self.places)
@@ -367,8 +367,8 @@ class _Story:
         if self.seconds and state is not None:
             cost["images_per_second"] = state.step * spec.batch_size / self.seconds
             cost["seconds_per_step"] = self.seconds / max(1, state.step)
-        facts = provenance(self.places)
-        facts |= {"device": _device_name(self.device), "threads": torch.get_num_threads(), "precision": self.precision,
+        facts = provenance()
+        facts |= {"sources": run_digest(run), "device": _device_name(self.device), "threads": torch.get_num_threads(), "precision": self.precision,
                   "compiled": self.compiled, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
         return Record(
             train_id=run.train_id, label=run.label, state=phase, reason=reason, debug=spec.debug,
@@ -382,8 +382,8 @@ class _Story:
             self.folder.write_record(record)
 
     def fail(self, error: BaseException) -> None:
-        if isinstance(error, LeaseLost):
-            return
+        if isinstance(error, LeaseLost) or self.lease.lost():
+            return                              # it goes on elsewhere, and what happened here is of no interest
         reason = _one_line(error)
         log.error("%s failed: %s", self.run.label, reason)
         if not is_main():

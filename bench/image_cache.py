@@ -34,10 +34,12 @@ from bench.results import DataRecord
 FORMAT = 1                                      # of the files in images/; part of their key
 POLL = 0.2                                      # seconds between looks at workers, or at another builder
 BEAT = 2.0                                      # seconds between signs of life of a builder
-STALE = 30.0                                    # seconds without one after which a builder on another host is given up
+STALE = 30.0                                    # seconds without one after which a builder is given up
 CHUNK = 8 << 20                                 # bytes read or copied at once
 
-Progress = Callable[[int, int], None]
+_ELSEWHERE = "make room or name another folder with BENCH_CACHE or `cache:` in the user file"
+
+Progress = Callable[[int, int], None]           # (images done, of all)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class OpenSplit:
 
 
 class LeftOut(Exception):
-    """Unreadable files were left out, as asked: the identities change. Go on with `opened`, whose pixels are ready."""
+    """Unreadable files were left out, as asked: identities change. `opened` is the rest, its pixels ready."""
 
     def __init__(self, opened: OpenSplit, names: Sequence[str]) -> None:
         super().__init__(f"{len(names)} unreadable {'file' if len(names) == 1 else 'files'} left out of the "
@@ -64,25 +66,27 @@ class LeftOut(Exception):
         self.opened, self.names = opened, tuple(names)
 
 
-# -- fingerprints and decisions -----------------------------------------------------------------------------------
+# -- fingerprints and decisions ----------------------------------------------------------------------------
 
 
 def fingerprint(dataset: ImageDataset) -> str:
-    """ "official" for the complete published split, else 12 hex digits of sha256 over the sorted (name, bytes)."""
+    """`official` for the complete published split, else the first 12 digits of `listing_hash`."""
     return "official" if dataset.is_official() else listing_hash(dataset)[:12]
 
 
 def listing_hash(dataset: ImageDataset) -> str:
-    """64 hex digits over the sorted (name, bytes): independent of order, folder and machine; nothing is decoded."""
+    """64 hex digits over the sorted (name, bytes): independent of order, folder and machine."""
     lines = [f"{name}\0{size}\n" for name, size in sorted(dataset.listing())]
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def open_split(build: Callable[[Path | None, Split], ImageDataset], split: Split, places: Places) -> OpenSplit:
+def open_split(
+    build: Callable[[Path | None, Split], ImageDataset], split: Split, places: Places,
+) -> OpenSplit:
     """List one split, leave out what the user decided to leave out, and say what is left; nothing is decoded.
 
-    `build` is the data set's constructor with its keywords bound. Raises FileNotFoundError when the data are not
-    on this machine, BadInput for a malformed data set.
+    `build` is the data set's constructor with its keywords bound. Raises FileNotFoundError when the data
+    are not on this machine, BadInput for a malformed data set.
     """
     dataset = build(places.data, split)
     dataset.listings = places.cache / "listings"
@@ -117,7 +121,7 @@ def _decided(dataset: ImageDataset, places: Places) -> frozenset[str]:
     try:
         decided: dict[str, str] = json.loads(file.read_text())["files"]
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{file}: cannot be read ({error}); remove it, and decide anew which images to leave out") from error
+        raise BadInput(f"{file}: cannot be read ({error}); remove it and decide anew") from error
     position = {name: i for i, (name, _) in enumerate(dataset.listing())}
     return frozenset(name for name, content in decided.items()
                      if name in position and _content(dataset, position[name]) == content)
@@ -132,20 +136,21 @@ def _decide(opened: OpenSplit, names: frozenset[str], places: Places) -> None:
     _write(file, json.dumps(text, indent=1))
 
 
-# -- decoded images -----------------------------------------------------------------------------------------------
+# -- decoded images ----------------------------------------------------------------------------------------
 
 
 def decoded(
     opened: OpenSplit, component_key: str, places: Places, *, leave_out: bool = False,
     progress: Progress | None = None, workers: int | None = None,
 ) -> np.ndarray:
-    """All images of a split, uint8 [n, 3, H, W] in index order, memory-mapped copy-on-write; decoded once per content.
+    """All images of a split, uint8 [n, 3, H, W] in index order, memory-mapped copy-on-write; decoded once.
 
-    `component_key` is the JSON text of the data set's name, revision and keywords. `progress(done, of)` is called
-    from the calling thread. Interrupted at any moment, the next call goes on with the blocks that were finished.
-    Of two processes, one builds while the other waits; a dead one is replaced. Raises BadInput for unreadable
-    images (all of them are collected), for a cache that cannot be written and for files that changed since they were
-    listed. With `leave_out`, unreadable images are left out from now on, and `LeftOut` carries the new split.
+    `component_key` is the JSON text of the data set's name, revision and keywords. `progress(done, of)` is
+    called from the calling thread. Interrupted at any moment, the next call goes on with the blocks that
+    were finished. Of two processes, one builds while the other waits; a dead one is replaced. Raises
+    BadInput for unreadable images (all of them are collected), for a cache that cannot be written and for
+    files that changed since they were listed. With `leave_out`, unreadable images are left out from now on,
+    and `LeftOut` carries the new split.
     """
     if opened.dataset.random:
         raise ValueError("a data set that loads at random has no decoded form; stream it")
@@ -165,6 +170,9 @@ def decoded(
             if (ready := target.open()) is not None:
                 return ready
         try:
+            if (ready := target.open()) is not None:    # finished between our look and our claim
+                shutil.rmtree(target.building, ignore_errors=True)
+                return ready
             unreadable = target.build(opened.dataset, lease, say, workers or _cores())
             if not unreadable:
                 return target.finish(component_key, lease)
@@ -172,7 +180,8 @@ def decoded(
             if not leave_out or len(names) == target.count:
                 raise BadInput(_refusal(unreadable, target.count, opened.split))
             rest = _opened(opened.complete, opened.split, names | frozenset(opened.record.left_out))
-            _Pixels.of(rest, component_key, places).copy_from(target, opened.dataset, names, component_key, lease)
+            remaining = _Pixels.of(rest, component_key, places)
+            remaining.copy_from(target, opened.dataset, names, component_key, lease)
             _decide(opened, names, places)
             shutil.rmtree(target.building, ignore_errors=True)
             raise LeftOut(rest, sorted(names))
@@ -183,15 +192,16 @@ def decoded(
     except OSError as error:
         if (ready := target.open()) is not None:        # another process finished it under our hands
             return ready
-        raise BadInput(f"{target.file.parent}: decoded images cannot be kept there ({error.strerror or error}); make room "
-                       "or name another folder with BENCH_CACHE or `cache:` in the user file") from error
+        reason = error.strerror or error
+        raise BadInput(f"{target.file.parent}: decoded images cannot be kept there ({reason}); "
+                       f"{_ELSEWHERE}") from error
 
 
 def _refusal(unreadable: Sequence[UnreadableImage], count: int, split: str) -> str:
     first = "; ".join(f"{u.path} ({u.reason})" for u in unreadable[:5])
     more = f" and {len(unreadable) - 5} more" if len(unreadable) > 5 else ""
-    return (f"{len(unreadable)} of {count} images of the {split} split cannot be decoded: {first}{more}; mend or replace "
-            "them, or leave them out with `bench run SUITE --leave-out-unreadable`")
+    return (f"{len(unreadable)} of {count} images of the {split} split cannot be decoded: {first}{more}; "
+            "mend or replace them, or leave them out with `bench run SUITE --leave-out-unreadable`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +218,8 @@ class _Pixels:
         listing = "".join(f"{name}\0{size}\n" for name, size in opened.dataset.listing())
         digest.update(listing.encode("utf-8", "surrogateescape"))
         digest.update(np.asarray(opened.dataset.stamps(), np.int64).tobytes())
-        return cls(places.cache / "images" / f"{digest.hexdigest()[:24]}.u8", (len(opened.dataset), 3, size, size))
+        file = places.cache / "images" / f"{digest.hexdigest()[:24]}.u8"
+        return cls(file, (len(opened.dataset), 3, size, size))
 
     @property
     def count(self) -> int:
@@ -229,7 +240,7 @@ class _Pixels:
 
     @property
     def per_block(self) -> int:
-        """Images in a block: 2 MiB, or more where that were over 1,000 blocks. Depends on nothing that may vary."""
+        """Images in a block: 2 MiB, or more where that were over 1,000 blocks. The same in every process."""
         return max(1, (2 << 20) // self.item, -(-self.count // 1000))
 
     @property
@@ -243,7 +254,7 @@ class _Pixels:
         return self.per_block * sum(1 for _ in self.building.glob("block-*.json"))
 
     def open(self) -> np.ndarray | None:
-        """The finished array, or None. Copy-on-write, so that torch takes it without a warning and the file is safe."""
+        """The finished array, or None. Copy-on-write: torch does not warn, and the file is safe."""
         try:
             if self.file.stat().st_size != self.count * self.item:
                 return None
@@ -251,11 +262,13 @@ class _Pixels:
             return None
         return np.memmap(self.file, np.uint8, mode="c", shape=self.shape)
 
-    def build(self, dataset: ImageDataset, lease: _Lease, say: Progress, workers: int) -> list[UnreadableImage]:
+    def build(
+        self, dataset: ImageDataset, lease: _Lease, say: Progress, workers: int,
+    ) -> list[UnreadableImage]:
         """Decode what no marker says is done; images that could not be read the last time are tried again.
 
-        Every process that gets here writes the same bytes to the same places, so that two at once, after a wrong
-        guess that the other is dead, waste time and damage nothing.
+        Every process that gets here writes the same bytes to the same places, so that two at once, after a
+        wrong guess that the other is dead, waste time and damage nothing.
         """
         pixels = self._part()
         unreadable: dict[int, UnreadableImage] = {}
@@ -284,13 +297,14 @@ class _Pixels:
             os.fsync(pixels)                    # the marker must not outlive the pixels in a power cut
             _write(self.marker(block), json.dumps(failed))
 
-        if todo:                                # what is read once for all images is read before the threads start
+        if todo:                                # what is read once for all images, before the threads start
             try:
                 dataset.load(next(iter(todo.values()))[0])
             except UnreadableImage:
                 pass
-        # Threads: Pillow releases the interpreter while it decodes and resizes. Measured on two cores with CelebA:
-        # 2,100 images/s against 1,500 with processes, which also have to be started and can be orphaned.
+        # Threads: Pillow releases the interpreter while it decodes and resizes. Measured on two cores with
+        # CelebA: 2,100 images/s against 1,500 with processes, which also have to be started and can be
+        # orphaned.
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         try:
             pending = {pool.submit(work, block) for block in todo}
@@ -317,7 +331,8 @@ class _Pixels:
             os.close(found)
         except FileNotFoundError:
             pass
-        # Markers without pixels are worth nothing. (Whoever finished has renamed the pixels and left the final file.)
+        # Markers without pixels are worth nothing. (Whoever finished has renamed the pixels and left the
+        # final file.)
         for marker in self.building.glob("block-*.json"):
             marker.unlink(missing_ok=True)
         self._room(size)
@@ -330,8 +345,8 @@ class _Pixels:
     def _room(self, needed: int) -> None:
         free = shutil.disk_usage(self.building).free
         if needed > free:
-            raise BadInput(f"{self.file.parent}: decoded images need {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-                           "make room or name another folder with BENCH_CACHE or `cache:` in the user file")
+            raise BadInput(f"{self.file.parent}: decoded images need {needed / 1e9:.1f} GB and "
+                           f"{free / 1e9:.1f} GB are free; {_ELSEWHERE}")
 
     def _missing(self, block: int, indices: list[int]) -> list[int]:
         try:
@@ -349,8 +364,8 @@ class _Pixels:
                 lease.beat()
             os.fsync(file.fileno())
         about: dict[str, Any] = {
-            "component": component_key, "shape": list(self.shape), "sha256": digest.hexdigest(), "made": _now(),
-            "pillow": PIL.__version__,
+            "component": component_key, "shape": list(self.shape), "sha256": digest.hexdigest(),
+            "made": _now(), "pillow": PIL.__version__,
         }
         _write(self.file.with_suffix(".json"), json.dumps(about, indent=1))
         os.replace(part, self.file)
@@ -361,9 +376,10 @@ class _Pixels:
         return ready
 
     def copy_from(
-        self, other: _Pixels, dataset: ImageDataset, without: frozenset[str], component_key: str, lease: _Lease,
+        self, other: _Pixels, dataset: ImageDataset, without: frozenset[str], component_key: str,
+        lease: _Lease,
     ) -> None:
-        """Take the pixels of `other` (built, of `dataset`) except those of some names: nothing is decoded again."""
+        """Take the pixels of `other` (built, of `dataset`) except some names': nothing is decoded again."""
         if self.open() is None:
             keep = np.array([name not in without for name, _ in dataset.listing()])
             source = np.memmap(other.part, np.uint8, mode="r", shape=(other.count, other.item))
@@ -379,8 +395,9 @@ class _Pixels:
 class _Lease:
     """Who builds. Claimed by creating the next number exclusively; alive while its mtime moves.
 
-    A wrong guess that the owner is dead costs time only (see _Pixels.build), so the guess may be quick: at once for
-    a process of this host that is gone, else after STALE seconds on the waiting process's own clock.
+    A wrong guess that the owner is dead costs time only (see _Pixels.build), so the guess may be quick: at
+    once for a process of this host that is gone, else after STALE seconds on the waiting process's own
+    clock.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -437,17 +454,17 @@ class _Lease:
         return time.monotonic() - self._seen_at <= STALE
 
 
-# -- small things -------------------------------------------------------------------------------------------------
+# -- small things ------------------------------------------------------------------------------------------
 
 
 def _cores() -> int:
-    """Threads to decode with: the cores this process may use, at most 32 (the interpreter is the limit beyond)."""
+    """Threads to decode with: the cores this process may use, at most 32."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(32, max(2, cores))
 
 
 def _pwrite(descriptor: int, array: np.ndarray, offset: int) -> None:
-    rest = memoryview(np.ascontiguousarray(array)).cast("B")
+    rest = np.ascontiguousarray(array).data.cast("B")
     while rest:
         written = os.pwrite(descriptor, rest, offset)       # short where a disk has just become full
         rest, offset = rest[written:], offset + written

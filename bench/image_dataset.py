@@ -1,4 +1,4 @@
-"""The contract of a data set. Torch-free, so that planning reads listings at once and decoding starts quickly."""
+"""The contract of a data set. Torch-free: planning reads listings at once, decoding starts quickly."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ImageDataset(ABC):
     image_size: int                             # height and width of every image, in pixels
     labels: np.ndarray | None = None            # int64 [len], where the data set has classes
     random: bool = False                        # True: `load` wants a generator; then nothing is cached
-    listings: Path | None = None                # where to keep listings of folders; set before the first listing()
+    listings: Path | None = None                # where listings of folders are kept; set before listing()
 
     @abstractmethod
     def listing(self) -> Sequence[tuple[str, int]]:
@@ -44,11 +44,11 @@ class ImageDataset(ABC):
         """The same data set with some files (names of `listing`) left out."""
 
     def stamps(self) -> Sequence[int]:
-        """Numbers that change when a file behind the images is replaced (its mtime in ns); none where there are none."""
+        """Numbers that change when a file behind the images is replaced: its mtime in ns."""
         return ()
 
     def changed(self) -> Sequence[str]:
-        """Names whose file differs by now from a listing that was kept from an earlier process; forgets that listing."""
+        """Names whose file differs from a listing that an earlier process kept; forgets it."""
         return ()
 
     def encoded(self, index: int) -> bytes:
@@ -65,10 +65,11 @@ class ImageDataset(ABC):
 
     @classmethod
     def download(cls, root: Path) -> None:
-        """Fetch the data set into `root` (for `bench prepare`). Raises `BadInput` where it cannot be fetched."""
+        """Fetch the data set into `root` (for `bench prepare`). Raises `BadInput` where it cannot."""
         from bench.errors import BadInput
 
-        raise BadInput(f"{cls.__name__} cannot be downloaded by a program; put it under {root} by hand (see docs/data.md)")
+        raise BadInput(f"{cls.__name__} cannot be downloaded by a program; put it under {root} by hand "
+                       "(see docs/data.md)")
 
 
 class UnreadableImage(ValueError):
@@ -79,4 +80,4 @@ class UnreadableImage(ValueError):
         self.path, self.name, self.reason = path, name, reason
 
     def __reduce__(self) -> tuple[type[UnreadableImage], tuple[str, str, str]]:
-        return type(self), (self.path, self.name, self.reason)      # so that a worker process can hand it over
+        return type(self), (self.path, self.name, self.reason)      # a worker process hands it over

@@ -1,4 +1,4 @@
-"""Pictures on disk: found quickly, decoded strictly, cropped as published. What the data sets share. Torch-free."""
+"""Pictures on disk: found quickly, decoded strictly, cropped as published. Torch-free."""
 
 from __future__ import annotations
 
@@ -44,11 +44,13 @@ def missing(title: str, looked_for: Path | None, layout: str, *, prepare: bool =
     """The one sentence about data that are not there. `layout`: what the data folder should hold."""
     found = "no data folder is named" if looked_for is None else f"nothing usable at {looked_for}"
     fetch = ", or fetch it with `bench prepare`" if prepare else ""
-    return FileNotFoundError(f"{title} is not on this machine: {found}; name the folder that holds {layout} with "
-                             f"--data, BENCH_DATA or `data:` in {user_file()}{fetch} (see docs/data.md)")
+    return FileNotFoundError(
+        f"{title} is not on this machine: {found}; name the folder that holds {layout} with --data, "
+        f"BENCH_DATA or `data:` in {user_file()}{fetch} (see docs/data.md)"
+    )
 
 
-# -- finding ------------------------------------------------------------------------------------------------------
+# -- finding -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +87,23 @@ class Folder:
         return (self.folder / name).read_bytes()
 
     def scan(self, listings: Path | None) -> Scan:
-        """List once; from the listing kept in `listings` while no folder's mtime has moved (0.1 s for CelebA)."""
+        """List once; from the listing kept in `listings` while no folder's mtime has moved."""
         if self._scan is None:
             self._scan = self._recall(listings) or self._walk(listings)
         return self._scan
 
     def changed(self, listings: Path | None) -> list[str]:
-        """Overwriting a file in place moves no folder's mtime: compare a kept listing with the files themselves."""
+        """Overwriting a file in place moves no folder's mtime: compare a kept listing with the files."""
         old = self.scan(listings)
         if not old.kept:
             return []
-        new = self._walk(listings)
-        now = dict(zip(new.names, zip(new.sizes.tolist(), new.stamps.tolist()), strict=True))
-        then = dict(zip(old.names, zip(old.sizes.tolist(), old.stamps.tolist()), strict=True))
-        self._scan = new
-        return [] if now == then else sorted(n for n in now.keys() | then.keys() if now.get(n) != then.get(n))
+        new = self._scan = self._walk(listings)
+        same = (np.array_equal(a, b) for a, b in ((new.sizes, old.sizes), (new.stamps, old.stamps)))
+        if new.names == old.names and all(same):
+            return []
+        now = dict(zip(new.names, zip(new.sizes.tolist(), new.stamps.tolist(), strict=True), strict=True))
+        then = dict(zip(old.names, zip(old.sizes.tolist(), old.stamps.tolist(), strict=True), strict=True))
+        return sorted(n for n in now.keys() | then.keys() if now.get(n) != then.get(n))
 
     def _walk(self, listings: Path | None) -> Scan:
         began = time.time_ns()
@@ -119,7 +123,7 @@ class Folder:
                     name = entry.name
                     if name.startswith("."):
                         continue
-                    if os.path.splitext(name)[1].lower() in SUFFIXES and entry.is_file():
+                    if name[name.rfind("."):].lower() in SUFFIXES and entry.is_file():
                         state = entry.stat()
                         found.append((prefix + name, state.st_size, state.st_mtime_ns))
                     elif self.deep and entry.is_dir():
@@ -129,10 +133,14 @@ class Folder:
                     np.array([f[2] for f in found], np.int64))
         # A change within the clock's grain of the listing would not show later: keep only settled folders.
         if listings is not None:
-            if max(mtime for _, mtime in folders) < began - 2_000_000_000:
-                self._keep(listings, scan, folders)
-            else:
-                self._kept_as(listings).unlink(missing_ok=True)
+            settled = max(mtime for _, mtime in folders) < began - 2_000_000_000
+            try:
+                if settled:
+                    self._keep(listings, scan, folders)
+                else:
+                    self._kept_as(listings).unlink(missing_ok=True)
+            except OSError as error:            # a convenience only: the next process lists again
+                log.debug("listing of %s not kept: %s", self.folder, error)
         return scan
 
     def _kept_as(self, listings: Path) -> Path:
@@ -142,17 +150,12 @@ class Folder:
     def _keep(self, listings: Path, scan: Scan, folders: list[tuple[str, int]]) -> None:
         target = self._kept_as(listings)
         aside = target.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            listings.mkdir(parents=True, exist_ok=True)
-            with open(aside, "wb") as file:
-                np.savez(
-                    file, names=np.frombuffer("\0".join(scan.names).encode("utf-8", "surrogateescape"), np.uint8),
-                    sizes=scan.sizes, stamps=scan.stamps,
-                    folders=np.frombuffer(json.dumps(folders).encode(), np.uint8),
-                )
-            os.replace(aside, target)
-        except OSError as error:                # a convenience only: the next process lists again
-            log.debug("listing of %s not kept: %s", self.folder, error)
+        text = "\0".join(scan.names).encode("utf-8", "surrogateescape")
+        listings.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as file:
+            np.savez(file, names=np.frombuffer(text, np.uint8), sizes=scan.sizes, stamps=scan.stamps,
+                     folders=np.frombuffer(json.dumps(folders).encode(), np.uint8))
+        os.replace(aside, target)
 
     def _recall(self, listings: Path | None) -> Scan | None:
         if listings is None or not (file := self._kept_as(listings)).is_file():
@@ -205,14 +208,14 @@ class Zips:
                 try:
                     members = self._zip(path).infolist()
                 except (OSError, zipfile.BadZipFile) as error:
-                    raise BadInput(f"{path}: cannot be read as a zip file ({error}); fetch it again") from error
+                    raise BadInput(f"{path}: cannot be read as a zip ({error}); fetch it again") from error
                 for member in members:
                     name = member.filename
                     if name.rpartition("/")[2].startswith(".") or name.startswith("__MACOSX/"):
                         continue
                     if os.path.splitext(name)[1].lower() in SUFFIXES:
                         if name in self._where:
-                            raise BadInput(f"{path} and {self._where[name]} both hold {name}; keep one of the two")
+                            raise BadInput(f"{path} and {self._where[name]} both hold {name}; keep one")
                         self._where[name] = path
                         found.append((name, member.file_size, member.CRC))
             found.sort()
@@ -221,11 +224,11 @@ class Zips:
         return self._scan
 
 
-# -- decoding and cropping ----------------------------------------------------------------------------------------
+# -- decoding and cropping ---------------------------------------------------------------------------------
 
 
 def decode(data: bytes, path: str, name: str) -> Image.Image:
-    """An RGB picture. Raises UnreadableImage for anything that is damaged, cut short or too large to be a picture."""
+    """An RGB picture. Raises UnreadableImage for one that is damaged, cut short or impossibly large."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False     # some libraries switch it on for the whole process
     try:
         with Image.open(BytesIO(data)) as image:
@@ -242,7 +245,7 @@ def pixels(image: Image.Image) -> np.ndarray:
 
 
 def resized(image: Image.Image, image_size: int, resample: str) -> Image.Image:
-    """image_size x image_size, with antialiasing (Pillow's resize always has it); untouched where it is that already."""
+    """image_size x image_size, with antialiasing (Pillow's resize always has it); as it is where it fits."""
     return image if image.size == (image_size,) * 2 else image.resize((image_size,) * 2, FILTERS[resample])
 
 
@@ -254,8 +257,8 @@ def centre_square(image: Image.Image, side: int | None = None) -> Image.Image:
 
 
 def _adm_resize(image: Image.Image, short_side: int) -> Image.Image:
-    # Halving by box means before the bicubic step is part of the published preprocessing: Pillow's bicubic alone
-    # gives other pixels. Source: ADM (arXiv:2105.05233, guided-diffusion), also DiT, LlamaGen, MAR.
+    # Halving by box means before the bicubic step is part of the published preprocessing: Pillow's bicubic
+    # alone gives other pixels. Source: ADM (arXiv:2105.05233, guided-diffusion), also DiT, LlamaGen, MAR.
     while min(image.size) >= 2 * short_side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = short_side / min(image.size)
@@ -268,14 +271,14 @@ def adm_centre_crop(image: Image.Image, image_size: int) -> Image.Image:
 
 
 def adm_random_crop(image: Image.Image, image_size: int, generator: np.random.Generator) -> Image.Image:
-    """ADM: short side uniform among the integers of [s, ceil(s / 0.8)], resized as above, s x s at a random place."""
+    """ADM: short side uniform among the integers of [s, ceil(s / 0.8)], s x s at a random place."""
     image = _adm_resize(image, int(generator.integers(image_size, math.ceil(image_size / 0.8) + 1)))
     left = int(generator.integers(image.width - image_size + 1))
     top = int(generator.integers(image.height - image_size + 1))
     return image.crop((left, top, left + image_size, top + image_size))
 
 
-# -- data sets of files and of arrays -----------------------------------------------------------------------------
+# -- data sets of files and of arrays ----------------------------------------------------------------------
 
 
 def check_image_size(title: str, image_size: int) -> None:
@@ -285,7 +288,7 @@ def check_image_size(title: str, image_size: int) -> None:
 
 
 class FileImages(ImageDataset):
-    """A data set of one file per image. A subclass says which files belong to the split and how one is cropped."""
+    """A data set of one file per image. A subclass says which are the split's and how one is cropped."""
 
     title = "images"
 
@@ -304,14 +307,15 @@ class FileImages(ImageDataset):
         """Crop and resize one decoded RGB picture to image_size x image_size."""
 
     def rows(self) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Names, bytes [n] and stamps [n] in index order. Raises FileNotFoundError where there are no images."""
+        """Names, bytes [n] and stamps [n] in index order. Raises FileNotFoundError where there are none."""
         if self._rows is None:
             scan = self.source.scan(self.listings)
             order = self.chosen(scan.names)
             if self._left_out:
                 order = [i for i in order if scan.names[i] not in self._left_out]
             if not len(order):
-                raise FileNotFoundError(f"{self.title}: no image of the {self.split} split is at {self.source.path('')}; "
+                where = self.source.path("")
+                raise FileNotFoundError(f"{self.title}: no image of the {self.split} split is at {where}; "
                                         "see docs/data.md for the expected layout")
             index = np.asarray(order, np.int64)
             self._rows = [scan.names[i] for i in order], scan.sizes[index], scan.stamps[index]
@@ -354,7 +358,7 @@ class FileImages(ImageDataset):
 
 
 class ArrayImages(ImageDataset):
-    """A data set published as arrays in a few files: images have numbers for names and no files of their own."""
+    """A data set published as arrays in a few files; its images have numbers for names."""
 
     title = "images"
 
@@ -366,7 +370,7 @@ class ArrayImages(ImageDataset):
 
     @abstractmethod
     def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """All images uint8 [n, H, W] or [n, H, W, 3], and labels int64 [n]. Raises BadInput for a damaged file."""
+        """All images, uint8 [n, H, W] or [n, H, W, 3], and labels, int64 [n]. Raises BadInput."""
 
     @property
     @abstractmethod
@@ -380,7 +384,7 @@ class ArrayImages(ImageDataset):
         return self._arrays
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> np.ndarray:  # type: ignore[override]
         return self.arrays()[1][self._kept]
 
     def __len__(self) -> int:
@@ -407,6 +411,6 @@ def through_torchvision(title: str, fetch: Any, by_hand: str) -> None:
     """Run one of torchvision's downloads; any failure becomes BadInput with a sentence."""
     try:
         fetch()
-    except Exception as error:                  # URLError, RuntimeError, gdown's own: all mean the same to the user
+    except Exception as error:                  # URLError, RuntimeError, gdown's own: all mean the same
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadInput(f"{title} could not be fetched through torchvision ({reason}); {by_hand}") from error

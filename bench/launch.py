@@ -36,6 +36,7 @@ TARGET = "bench.execute:execute_many"
 LAUNCHERS = ("debug", "local", "slurm")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 YEAR = 365 * 24 * 60            # minutes; a workstation has no time limit (submitit's default is 2 minutes)
+PING_WITHIN = 5.0               # seconds SLURM's controller has to answer
 STOP_WITHIN = 30.0              # seconds a local job has to end by itself after Ctrl-C
 TAIL = 12                       # log lines shown of a job that died
 
@@ -60,7 +61,10 @@ def pack(runs: Iterable[tuple[str, str, str]], resources: Resources) -> list[Job
     """(run file, label, train id) of runs with equal resources -> jobs of `resources.pack` runs each."""
     runs = list(runs)
     parts = [runs[i : i + resources.pack] for i in range(0, len(runs), resources.pack)]
-    return [Job(*(tuple(column) for column in zip(*part, strict=True)), resources) for part in parts]
+    return [
+        Job(tuple(r[0] for r in part), tuple(r[1] for r in part), tuple(r[2] for r in part), resources)
+        for part in parts
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +121,9 @@ def _no_slurm() -> str | None:
     if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
         return "there is no sbatch here"
     try:
-        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=5)
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=PING_WITHIN)
     except subprocess.TimeoutExpired:
-        return "sbatch is here, but the controller did not answer within 5 s"
+        return "sbatch is here, but the controller did not answer in time"
     except OSError as error:
         return f"scontrol cannot be run ({error.strerror})"
     if ping.returncode or "UP" not in ping.stdout.split():
@@ -154,10 +158,10 @@ def gpus_listed(listing: str) -> list[str]:
         if words[:1] == ["GPU"] and len(words) > 1:
             whole = words[1].rstrip(":")
             found.append(whole)
-        elif words[:1] == ["MIG"] and "UUID:" in words:
+        elif words[:1] == ["MIG"] and "(UUID:" in words:
             if whole in found:
                 found.remove(whole)
-            found.append(words[words.index("UUID:") + 1].rstrip(")"))
+            found.append(words[words.index("(UUID:") + 1].rstrip(")"))
     return found
 
 
@@ -630,7 +634,8 @@ class _Loop:
         """
         returned, reason = _result(started)
         now = server_time(self.places.runs)
-        begun, untouched = [], []
+        begun: list[_Run] = []
+        untouched: list[_Run] = []
         for run in started.runs:
             if run.status != "running" or self.look(run, ours=False):
                 continue
@@ -685,13 +690,14 @@ class _Loop:
             self.on_progress([(run.label, run.shown()) for run in self.runs])
 
     def stop(self) -> None:
-        """After Ctrl-C: local jobs end; what they had begun is marked as cancelled, to be continued."""
+        """After Ctrl-C: local jobs end; a run that could not say so itself is marked as cancelled."""
         self.launcher.stop(self.started)
         if self.outcome.launcher == "slurm":
             return
         for run in (run for started in self.started for run in started.runs if run.status == "running"):
             last = run.folder.last_lease()
-            if not self.look(run, ours=False) and last is not None and last.number > run.lease:
+            ours = last is not None and last.number > run.lease
+            if not self.look(run, ours=False) and ours and run.state and run.state.phase != "waiting":
                 _write_state(run, "cancelled", "stopped by Ctrl-C; the same command continues it")
 
     def counted(self) -> Outcome:

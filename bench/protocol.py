@@ -26,7 +26,7 @@ class Protocol(BaseModel):
     name: str
     description: str
     prepare: dict[str, Any]                     # what is done to images before any metric sees them
-    values: dict[str, dict[str, Any]]           # by column name: {metric: its name, and the metric's keywords}
+    values: dict[str, dict[str, Any]]           # by column name: {metric: its name, and its keywords}
 
     @field_validator("values")
     @classmethod

@@ -10,9 +10,9 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    gpus: int | None = Field(None, ge=0, description="GPUs; left out: one where this machine has any")
-    nodes: int = Field(1, ge=1, description="machines of a job; more than one needs slurm")
-    cpus: int = Field(1, ge=1, description="CPU cores of a job")
-    memory_gb: float | None = Field(None, gt=0, description="memory; left out: the scheduler's default")
-    hours: float = Field(24.0, gt=0, description="the scheduler's time limit of a job; local jobs have none")
-    pack: int = Field(1, ge=1, description="runs that one job's process runs one after another")
+    gpus: int | None = Field(default=None, ge=0, description="GPUs; left out: one where this machine has any")
+    nodes: int = Field(default=1, ge=1, description="machines of a job; more than one needs slurm")
+    cpus: int = Field(default=1, ge=1, description="CPU cores of a job")
+    memory_gb: float | None = Field(default=None, gt=0, description="memory; left out: what the site gives")
+    hours: float = Field(default=24.0, gt=0, description="the scheduler's time limit; local jobs have none")
+    pack: int = Field(default=1, ge=1, description="runs that one job's process runs one after another")

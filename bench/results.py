@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -38,7 +39,7 @@ class Value(Frozen):
     images: int                             # each counted once
     protocol: str
     keywords: dict[str, Any] = {}           # the metric's keywords, as the protocol gave them
-    settings: dict[str, Any] = {}           # what else is in the value id: revision, weights, networks, prepare, ...
+    settings: dict[str, Any] = {}           # what else the value id holds: revision, networks, prepare
     details: dict[str, float | None] = {}   # a window's fill and ceiling
     reason: str | None = None
 
@@ -47,7 +48,8 @@ class Value(Frozen):
     def _finite(cls, data: Any) -> Any:
         number = data.get("number") if isinstance(data, dict) else None
         if isinstance(number, float) and not math.isfinite(number):
-            return {**data, "number": None, "reason": data.get("reason") or f"the result was not finite ({number})"}
+            reason = data.get("reason") or f"the result was not finite ({number})"
+            return {**data, "number": None, "reason": reason}
         return data
 
     @property
@@ -59,7 +61,7 @@ class Value(Frozen):
     def conditions(self) -> dict[str, Any]:
         """How the number was measured, flat. Numbers under different conditions do not belong in one column.
 
-        Where `settings` holds what the protocol says, its name does not matter: two protocols that agree share it.
+        Where `settings` holds what the protocol says, its name does not matter: two that agree share numbers.
         """
         found: dict[str, Any] = {"metric": self.metric, "images": self.images, "unit": self.unit,
                                  "direction": self.direction, **self.keywords}
@@ -96,7 +98,7 @@ class Record(Frozen):
     reason: str | None = None               # one line, of a failed or skipped run
     debug: bool = False
     spec: dict[str, Any]                    # the resolved TrainSpec as JSON
-    fields: dict[str, Any]                  # the suite's view, dotted key -> scalar: what tables show and group by
+    fields: dict[str, Any]                  # the suite's view, dotted key -> scalar: tables group by it
     components: dict[str, Component] = {}   # dotted key ("tokenizer", "tokenizer.quantizer") -> Component
     layout: dict[str, Any] = {}             # num_tokens, vocab_sizes, dims, grids, bits_per_image
     parameters: dict[str, int] = {}         # total, tokenizer parts, codebook
@@ -104,7 +106,7 @@ class Record(Frozen):
     data: dict[str, DataRecord] = {}        # "train", "test"
     monitors: dict[str, float | None] = {}  # last logged scalars; None: was not finite
     cost: dict[str, float | None] = {}      # seconds, images_per_second, peak_memory_bytes, ...
-    provenance: dict[str, Any] = {}         # commit, dirty, versions, device, finished (ISO date), source digest
+    provenance: dict[str, Any] = {}         # commit, dirty, versions, device, finished (ISO date), ...
 
     @property
     def trained(self) -> bool:
@@ -112,14 +114,14 @@ class Record(Frozen):
         return self.state in ("done", "trained")
 
 
-# -- merging ----------------------------------------------------------------------------------------------------------
+# -- merging -------------------------------------------------------------------------------------------------
 
 
 def union(*sources: Iterable[Record]) -> list[Record]:
     """All runs of all sources, once each, sorted by train_id.
 
-    Of two records of one run the later one wins, except that a trained one is never replaced by a failed or skipped
-    one. Values that the winner lacks, or could not measure, are kept from the other.
+    Of two records of one run the later one wins, except that a trained one is never replaced by a failed or
+    skipped one. Values that the winner lacks, or could not measure, are kept from the other.
     """
     runs: dict[str, Record] = {}
     for source in sources:
@@ -130,7 +132,7 @@ def union(*sources: Iterable[Record]) -> list[Record]:
 
 
 def _merged(earlier: Record, later: Record) -> Record:
-    winner, loser = (earlier, later) if earlier.trained and not later.trained else (later, earlier)
+    winner, loser = (later, earlier)
     values = dict(winner.values)
     for value_id, value in loser.values.items():
         kept = values.get(value_id)
@@ -139,7 +141,7 @@ def _merged(earlier: Record, later: Record) -> Record:
     return winner if values == winner.values else winner.model_copy(update={"values": values})
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 def read_records(path: Path) -> list[Record]:
@@ -164,8 +166,8 @@ def read_records(path: Path) -> list[Record]:
             records.append(Record.model_validate_json(line))
         except ValidationError as error:
             what = _conflict(line) or _first_problem(error)
-            raise BadInput(f"{path}:{number}: not a record: {what}; restore the line with `git checkout -- {path.name}` "
-                           f"in its folder, or delete it and run the suite again") from error
+            raise BadInput(f"{path}:{number}: not a record: {what}; restore the file with "
+                           f"`git checkout -- {path}`, or delete the line and run the suite again") from error
     return union(records)
 
 
@@ -186,8 +188,10 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 
     Numbers that are not finite become null, and provenance.not_finite says what they were.
     """
-    lines = (json.dumps(_plain(r), sort_keys=True, allow_nan=False, separators=(",", ":")) for r in union(records))
-    replace_file(path, "".join(f"{line}\n" for line in lines))
+    def line(record: Record) -> str:
+        return json.dumps(_plain(record), sort_keys=True, allow_nan=False, separators=(",", ":")) + "\n"
+
+    replace_file(path, "".join(map(line, union(records))))
 
 
 def _plain(record: Record) -> dict[str, Any]:
@@ -208,15 +212,16 @@ def _plain(record: Record) -> dict[str, Any]:
         if value["number"] is None and value["reason"] is None:
             value["reason"] = "no number and no reason were recorded"
     if lost:
-        data["provenance"] = {**data["provenance"], "not_finite": {**data["provenance"].get("not_finite", {}), **lost}}
+        known = data["provenance"].get("not_finite", {})
+        data["provenance"] = {**data["provenance"], "not_finite": {**known, **lost}}
     return data
 
 
 def replace_file(path: Path, content: str | bytes) -> bool:
     """Write aside in the same folder, sync, rename; readers see the old or the new file, never a part of one.
 
-    Returns False, and touches nothing, where the file already holds this content. Raises BadInput naming the folder
-    that cannot be written.
+    Returns False, and touches nothing, where the file already holds this content. Raises BadInput naming the
+    folder that cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.aside")
@@ -230,23 +235,23 @@ def replace_file(path: Path, content: str | bytes) -> bool:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside_exists = os.path.lexists(aside)
-        if aside_exists:
+        with contextlib.suppress(OSError):
             aside.unlink()
-        raise BadInput(f"cannot write {path.name} in the folder {path.parent} ({error.strerror or error}); make the folder "
-                       f"writable, or choose another with --results or --reports") from error
+        why = error.strerror or str(error)
+        raise BadInput(f"cannot write {path.name} in the folder {path.parent} ({why}); make it writable, "
+                       f"or choose another with --results or --reports") from error
     return True
 
 
-# -- for notebooks ----------------------------------------------------------------------------------------------------
+# -- for notebooks -------------------------------------------------------------------------------------------
 
 
 def load_records(suite: str | Path, results: Path | None = None) -> pandas.DataFrame:
-    """One row per run of a suite: label, state, fields, one column per value name, parameters, cost, layout, data.
+    """One row per run of a suite: label, state, fields, one column per value name, parameters, cost, layout.
 
-    `suite` is a name, a suite's YAML, a folder that holds records.jsonl, or such a file. Numbers of one name that were
-    measured under different conditions are different columns: the most common conditions have the plain name, the
-    others say what is different, for example `psnr [protocol=llamagen]`.
+    `suite` is a name, a suite's YAML, a folder that holds records.jsonl, or such a file. Numbers of one name
+    that were measured under different conditions are different columns: the most common conditions have the
+    plain name, the others say what is different, for example `psnr [protocol=llamagen]`.
     """
     import pandas
 
@@ -257,8 +262,8 @@ def load_records(suite: str | Path, results: Path | None = None) -> pandas.DataF
         row: dict[str, Any] = {"train_id": r.train_id, "label": r.label, "state": r.state, "reason": r.reason,
                                "debug": r.debug, **r.fields}
         row |= {names[v.name, _canonical(v.conditions())]: v.number for _, v in sorted(r.values.items())}
-        row |= {f"parameters.{k}": v for k, v in r.parameters.items()} | {f"cost.{k}": v for k, v in r.cost.items()}
-        row |= {f"layout.{k}": v for k, v in r.layout.items()} | {f"monitors.{k}": v for k, v in r.monitors.items()}
+        for section in ("parameters", "cost", "layout", "monitors"):
+            row |= {f"{section}.{k}": v for k, v in getattr(r, section).items()}
         for split, data in r.data.items():
             row |= {f"data.{split}.images": data.images, f"data.{split}.fingerprint": data.fingerprint}
         row |= {k: r.provenance.get(k) for k in ("commit", "dirty", "device", "finished")}

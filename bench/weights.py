@@ -1,19 +1,20 @@
-"""Files of pretrained networks that metrics and losses need: where they are and which bytes they hold. Torch-free.
+"""Files of pretrained networks: which there are, where they are, which bytes they hold. Torch-free.
 
 A metric says what it needs in its class attribute `needs`, a literal tuple of names of this file in which a
 keyword of the metric may stand in braces: `needs = ("lpips_{net}",)` with net="alex" needs "lpips_alex".
 
-Nothing here is downloaded at run time. A file comes from the folder BENCH_WEIGHTS, from the usual torch cache, or
+Nothing is downloaded at run time. A file comes from the folder BENCH_WEIGHTS, from the usual torch cache, or
 from `bench prepare`, which calls `download`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import http.client
 import logging
 import os
 import secrets
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from typing import Any
 from bench.errors import BadInput
 from bench.places import Places
 from bench.registry import did_you_mean
+
+TORCHVISION = "https://download.pytorch.org/models"
+FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 
 log = logging.getLogger(__name__)
 
@@ -40,18 +44,17 @@ class WeightFile:
 
 FILES = {
     "lpips_alex": WeightFile(
-        "alexnet-owt-7be5be79.pth", "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth", "7be5be79", 233,
+        "alexnet-owt-7be5be79.pth", f"{TORCHVISION}/alexnet-owt-7be5be79.pth", "7be5be79", 233,
         "torchvision, BSD-3-Clause; trained on ImageNet. LPIPS heads: the lpips package, BSD-2-Clause"),
     "lpips_vgg": WeightFile(
-        "vgg16-397923af.pth", "https://download.pytorch.org/models/vgg16-397923af.pth", "397923af", 528,
-        "torchvision, BSD-3-Clause; VGG weights CC-BY-4.0, trained on ImageNet. LPIPS heads: the lpips package, "
-        "BSD-2-Clause"),
+        "vgg16-397923af.pth", f"{TORCHVISION}/vgg16-397923af.pth", "397923af", 528,
+        "torchvision, BSD-3-Clause; trained on ImageNet. LPIPS heads: the lpips package, BSD-2-Clause"),
     "lpips_squeeze": WeightFile(
-        "squeezenet1_1-b8a52dc0.pth", "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth", "b8a52dc0", 5,
+        "squeezenet1_1-b8a52dc0.pth", f"{TORCHVISION}/squeezenet1_1-b8a52dc0.pth", "b8a52dc0", 5,
         "torchvision, BSD-3-Clause; trained on ImageNet. LPIPS heads: the lpips package, BSD-2-Clause"),
     "inception": WeightFile(
         "weights-inception-2015-12-05-6726825d.pth",
-        "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+        f"{FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
         "6726825d", 91, "converted by torch-fidelity from TensorFlow's, Apache-2.0; trained on ImageNet"),
 }
 
@@ -72,7 +75,7 @@ def find(name: str, places: Places) -> Path | None:
 
 
 def identity(name: str, places: Places) -> str:
-    """What goes into a value's id: the official prefix, or 12 digits of the sha256 of another file found here.
+    """What goes into a value's id: the official prefix, or 12 digits of the sha256 of another file here.
 
     A file that is not here counts as the official one, so that planning on a laptop gives the cluster's ids.
     """
@@ -97,16 +100,16 @@ def sentence(names: Iterable[str], places: Places, values: Iterable[str] = ()) -
     files = " and ".join(f"{_known(name).file} ({name}, {_known(name).megabytes} MB)" for name in names)
     looked = " or ".join(str(folder) for folder in _folders(places))
     without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
-    return (f"the pretrained network {files} is not in {looked}: put the file there, or point BENCH_WEIGHTS at a folder "
-            f"that holds it, or run `bench prepare` where there is a network, or measure without it ({without} "
-            f"measure.values, in the suite or as measure.values=[...] on the command line)")
+    return (f"the pretrained network {files} is not in {looked}: put the file there, or point BENCH_WEIGHTS at "
+            f"a folder that holds it, or run `bench prepare` where there is a network, or measure without it "
+            f"({without} measure.values, in the suite or as measure.values=[...] on the command line)")
 
 
 def download(name: str, places: Places, progress: Callable[[int, int], None] | None = None) -> Path:
     """Fetch a file into places.weights, else into the torch hub cache; found files are kept. Checks the hash.
 
-    progress(bytes, of bytes) is called as it goes. Raises BadInput where it cannot be had, is not the official file,
-    or cannot be written.
+    progress(bytes, of bytes) is called as it goes. Raises BadInput where the file cannot be had, is not the
+    official one, or cannot be written.
     """
     if (path := find(name, places)) is not None:
         return path
@@ -127,16 +130,15 @@ def download(name: str, places: Places, progress: Callable[[int, int], None] | N
             file.flush()
             os.fsync(file.fileno())
         if not digest.hexdigest().startswith(known.prefix):
-            raise BadInput(f"{known.url}: what came is not the published file (sha256 {digest.hexdigest()[:12]}..., "
-                           f"expected {known.prefix}...); try again, or put {known.file} into {target.parent} yourself")
+            raise BadInput(f"{known.url}: what came is not the published file (sha256 {digest.hexdigest()[:12]} "
+                           f"for {known.prefix}); try again, or put {known.file} into {target.parent} yourself")
         os.replace(part, target)
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{known.file} cannot be fetched from {known.url} into {target.parent} ({error}); fetch it "
-                       f"elsewhere and put it there, or into the folder BENCH_WEIGHTS") from error
+    except (OSError, http.client.HTTPException) as error:           # URLError is an OSError
+        raise BadInput(f"{known.file} cannot be fetched from {known.url} into {target.parent} ({error}); fetch "
+                       f"it elsewhere and put it there, or into the folder BENCH_WEIGHTS") from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
     return target
 
 

@@ -1,6 +1,6 @@
 """Stands in for `bench.execute` in the tests of launching: runs that follow a script and need no torch.
 
-A run file is JSON: {"train_id", "do"}, where `do` is "train", "fail", "die", "hang" or "sleep:SECONDS".
+A run file is JSON: {"train_id", "do"}; `do` is "train", "fail", "die", "raise", "hang" or "sleep:SECONDS".
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from pathlib import Path
 from bench.places import Places
 from bench.results import Record
 from bench.runs import RunFolder, State
-
-THREADS = "OMP_NUM_THREADS"
 
 
 def execute_many(run_files: list[str], places: Places) -> None:
@@ -34,8 +32,8 @@ def _execute(folder: RunFolder, do: str) -> None:
     print("starting", folder.train_id, do, flush=True)
     folder.write_state(State(phase="training", step=1, steps=2))
     (folder.path / "environment.json").write_text(json.dumps({
-        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get(THREADS), "pid": os.getpid(),
-        "started": time.time(),
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get("OMP_NUM_THREADS"),
+        "pid": os.getpid(), "started": time.time(),
     }))
     kind, _, seconds = do.partition(":")
     if kind == "die":

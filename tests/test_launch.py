@@ -24,7 +24,7 @@ from bench.runs import RunFolder, State
 
 ROOT = Path(__file__).parents[1]
 STUB = "stub_runs:execute_many"
-WAIT = 60.0                     # seconds after which a test gives up; what is waited for takes a second or two
+WAIT = 60.0                     # seconds after which a test gives up; what it waits for takes a second or two
 
 
 @pytest.fixture
@@ -85,12 +85,14 @@ def test_auto_takes_local_and_says_why_where_no_controller_answers(tmp_path, mon
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="SLURM is not installed here")
 def test_auto_takes_local_where_sbatch_is_installed_and_its_controller_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nothing.conf"))
+    monkeypatch.setattr(launching, "PING_WITHIN", 1.0)
     name, why = pick_launcher("auto")
     assert name == "local" and "controller" in why
 
 
 @pytest.mark.parametrize("said, gpus", [
-    ("0,1", ["0", "1"]), ("2", ["2"]), ("", []), ("-1", []), ("0,-1,1", ["0"]), ("GPU-8932f937,MIG-x", ["GPU-8932f937", "MIG-x"]),
+    ("0,1", ["0", "1"]), ("2", ["2"]), ("", []), ("-1", []), ("0,-1,1", ["0"]),
+    ("GPU-8932f937,MIG-x", ["GPU-8932f937", "MIG-x"]),
 ])
 def test_visible_gpus_are_those_cuda_would_take(monkeypatch, said, gpus):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", said)
@@ -107,7 +109,7 @@ GPU 1: NVIDIA A100-SXM4-40GB (UUID: GPU-c6d4f1ef-42e4-6de3-91c7-45d71c87eb3f)
 
 
 def test_launching_imports_neither_torch_nor_submitit():
-    code = "import sys, bench.launch, bench.runs; print([m for m in ('torch', 'submitit') if m in sys.modules])"
+    code = "import sys, bench.launch; print([m for m in ('torch', 'submitit') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
 
 
@@ -354,7 +356,7 @@ def test_jobs_go_on_when_their_launcher_is_killed_and_the_next_one_follows_them(
     process = launcher_process(places, "a")
     until(lambda: begun(places, "a"), "the run to begin")
     process.kill()
-    process.communicate()
+    process.wait()
     pid = environment(places, "a")["pid"]
     outcome = launch(plan(places, {"a": "train"}), "local", places=places, target=STUB)
     assert outcome.done == 1 and not outcome.job_ids and environment(places, "a")["pid"] == pid

@@ -1,4 +1,4 @@
-"""Metrics against references: scikit-image, the lpips and torch-fidelity packages, a naive queue, and formulas."""
+"""Metrics against references: scikit-image, the lpips and torch-fidelity packages, a queue, formulas."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def output(reconstruction: Tensor, codes: Tensor | None = None) -> TokenizerOutp
 
 
 def pairs() -> dict[str, tuple[Tensor, Tensor]]:
-    flat = torch.tensor([0, 3, 128, 255], dtype=torch.uint8).view(4, 1, 1, 1).expand(4, 3, 40, 40).contiguous()
+    flat = torch.tensor([0, 3, 128, 255], dtype=torch.uint8).view(4, 1, 1, 1).repeat(1, 3, 40, 40)
     return {
         "random": (random_images(6, 64, 0), random_images(6, 64, 1)),
         "smooth": (smooth(6, 64, 0), noisy(smooth(6, 64, 0), 12, 1)),
@@ -164,7 +164,8 @@ def compare_psnr(images: Tensor, others: Tensor) -> None:
 
 def compare_ssim(images: Tensor, others: Tensor) -> None:
     reference = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-    for metric, keywords in ((SSIM(), reference), (SSIM(window="uniform", size=7, sample_covariance=True), {})):
+    default = SSIM(window="uniform", size=7, sample_covariance=True)
+    for metric, keywords in ((SSIM(), reference), (default, {})):
         found = per_image(metric, images, others)
         wanted = [structural_similarity(a.numpy(), b.numpy(), channel_axis=0, data_range=255, **keywords)
                   for a, b in zip(images, others, strict=True)]
@@ -209,14 +210,13 @@ def lpips_formula(net: str, state: dict[str, Tensor], one: Tensor, other: Tensor
         trunk = TRUNKS[net](weights=None).features
     trunk.load_state_dict({key.removeprefix("features."): value for key, value in state.items()
                            if key.startswith("features.")}, assign=True)
-    heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth", map_location="cpu", weights_only=True)
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    heads = torch.load(Path(lpips.__file__).parent / "weights" / "v0.1" / f"{net}.pth", map_location="cpu",
+                       weights_only=True)
+    # ImageNet's mean and deviation, 0.485 0.456 0.406 and 0.229 0.224 0.225, for [-1, 1] and as LPIPS rounds them
+    shift = torch.tensor((-0.03, -0.088, -0.188)).view(1, 3, 1, 1)
+    scale = torch.tensor((0.458, 0.448, 0.45)).view(1, 3, 1, 1)
     taps = []
     for images in (one, other):
-        # the package's own shift and scale are ImageNet's mean and deviation, rounded, for [-1, 1]
-        shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in ((-0.03, -0.088, -0.188), (0.458, 0.448, 0.45)))
-        torch.testing.assert_close((shift + 1) / 2, mean, atol=1e-3, rtol=0)
-        torch.testing.assert_close(scale / 2, std, atol=1e-3, rtol=0)
         h = (images.float() / 127.5 - 1 - shift) / scale
         found = []
         for i, layer in enumerate(trunk):
@@ -233,7 +233,7 @@ def lpips_formula(net: str, state: dict[str, Tensor], one: Tensor, other: Tensor
 @pytest.mark.parametrize("net", TRUNKS)
 @torch.no_grad()
 def test_lpips_equals_the_formula_on_a_random_trunk(net: str, weights: Path) -> None:
-    images = smooth(3, 48, 0)
+    images = smooth(3, 64, 0)
     others = noisy(images, 30, 1)
     state = torch.load(weights / FILES[f"lpips_{net}"].file, weights_only=True)
     wanted = lpips_formula(net, state, images, others)
@@ -255,7 +255,8 @@ def test_lpips_equals_the_package_on_a_random_trunk(weights: Path, tmp_path: Pat
 
 @torch.no_grad()
 def test_lpips_squeeze_gives_the_published_distances(shared: Path, tmp_path: Path, monkeypatch) -> None:
-    subprocess.run([sys.executable, shared / "unpack.py", tmp_path, "torch_home"], check=True, capture_output=True)
+    unpack = [sys.executable, shared / "unpack.py", tmp_path, "torch_home"]
+    subprocess.run(unpack, check=True, capture_output=True)
     monkeypatch.delenv("BENCH_WEIGHTS", raising=False)
     monkeypatch.setenv("BENCH_CONFIG", str(tmp_path / "none.yaml"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
@@ -298,7 +299,7 @@ def test_a_frozen_holder_follows_and_owns_nothing(weights: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["truncated", "no weights", "other network", "code"])
 @pytest.mark.parametrize("name", ["lpips_squeeze", "inception"])
-def test_a_damaged_weight_file_is_named(name: str, damage: str, tmp_path: Path, weights: Path, monkeypatch) -> None:
+def test_a_damaged_weight_file_is_named(name: str, damage: str, tmp_path, weights, monkeypatch) -> None:
     path = tmp_path / FILES[name].file
     match damage:
         case "truncated":
@@ -347,7 +348,8 @@ def test_rfid_equals_torch_fidelity_on_a_random_network(weights: Path) -> None:
     metric.update(images[13:], output(others[13:]), torch.arange(13, 20))
     wanted = torch_fidelity.calculate_metrics(
         input1=Pictures(images), input2=Pictures(others), fid=True, cuda=False, cache=False, verbose=False,
-        batch_size=20, feature_extractor_weights_path=str(weights / FILES["inception"].file),
+        save_cpu_ram=True, batch_size=20,
+        feature_extractor_weights_path=str(weights / FILES["inception"].file),
     )["frechet_inception_distance"]
     assert metric.compute(metric.sums()) == pytest.approx(wanted, rel=1e-3)
 
@@ -367,15 +369,24 @@ def test_frechet_distance_is_exact_for_singular_covariances_too(count: int) -> N
     mixing = rng.normal(size=(64, 64)) * np.geomspace(1, 1e-3, 64)
     one = rng.normal(size=(count, 64)) @ mixing + 5
     other = one + rng.normal(size=(count, 64)) * 0.1
-    statistics = [{"mu": x.mean(0), "sigma": np.cov(x, rowvar=False)} for x in (one, other)]
-    wanted = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    x, y = ((z - z.mean(0)) / (count - 1) ** 0.5 for z in (one, other))
+    overlap = np.linalg.svd(x @ y.T, compute_uv=False).sum()        # in the space of images: of full rank
+    wanted = np.square(one.mean(0) - other.mean(0)).sum() + (x * x).sum() + (y * y).sum() - 2 * overlap
     found = frechet_distance(moments(one), moments(other))
-    assert found == pytest.approx(wanted, rel=1e-5, abs=1e-5)
-    assert frechet_distance(moments(one), moments(one)) == pytest.approx(0, abs=1e-9)
+    assert found == pytest.approx(wanted, abs=1e-8 * (x * x).sum())
+    assert frechet_distance(moments(one), moments(one)) == pytest.approx(0, abs=1e-10 * (x * x).sum())
+    statistics = [{"mu": z.mean(0), "sigma": np.cov(z, rowvar=False)} for z in (one, other)]
+    published = fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+    assert found == pytest.approx(published, rel=1e-3)
+
+
+def test_frechet_distance_without_any_variance_is_that_of_the_means() -> None:
+    one, other = np.full((3, 8), 2.0), np.full((3, 8), 2.5)
+    assert frechet_distance(moments(one), moments(other)) == pytest.approx(2.0)
 
 
 def test_frechet_distance_of_one_dimension_is_the_textbook_one() -> None:
-    one, other = np.array([[0.0], [2.0]]), np.array([[5.0], [9.0]])         # deviations sqrt 2 and sqrt 8, means 1 and 7
+    one, other = np.array([[0.0], [2.0]]), np.array([[5.0], [9.0]])         # deviations sqrt 2, sqrt 8
     assert frechet_distance(moments(one), moments(other)) == pytest.approx(36 + (2**0.5 - 8**0.5) ** 2)
 
 
@@ -417,7 +428,8 @@ def test_usage_and_perplexity_equal_a_naive_queue(data: st.DataObject) -> None:
             part.begin(TokenLayout(tokens, vocab), images, CPU)
         for i in rng.permutation(len(batches)):
             indices = torch.tensor(list(batches[i]))
-            parts[i % processes].update(None, output(torch.empty(0), torch.from_numpy(codes)[indices]), indices)
+            batch = output(torch.empty(0), torch.from_numpy(codes)[indices])
+            parts[i % processes].update(None, batch, indices)
         sums = {"counts": torch.stack([part.sums()["counts"] for part in parts]).sum(0)}
         assert sums["counts"].dtype == torch.int64
         assert parts[0].compute(sums) == pytest.approx(wanted, rel=1e-12)

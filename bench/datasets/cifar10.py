@@ -25,13 +25,15 @@ MD5 = {
 }
 BATCHES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 PER_BATCH = 10_000
-RECORD = 1 + 3 * 32 * 32                        # bytes of one image in a binary batch: label, then red, green, blue
+RECORD = 1 + 3 * 32 * 32                        # bytes of an image in a binary batch: label, red, green, blue
 
 
 @register("dataset", "cifar10")
 class CIFAR10(ImageDataset):
-    """CIFAR-10, the first that is there, in ROOT or in ROOT/cifar10: cifar-10-batches-py, cifar-10-batches-bin,
-    or ROOT/cifar10/{train,test}/<class>/*.png or .jpg.
+    """CIFAR-10 from the first form that is found.
+
+    That is cifar-10-batches-py or cifar-10-batches-bin in ROOT/cifar10 or in ROOT, else class folders
+    ROOT/cifar10/{train,test}/<class>/*.png or .jpg.
 
     Resized bilinearly with antialiasing where image_size is not 32. Class folders never count as official: a
     re-encoded copy has other pixels.
@@ -41,26 +43,11 @@ class CIFAR10(ImageDataset):
     official_size: ClassVar[Mapping[str, int]] = {"train": 50_000, "test": 10_000}
 
     def __init__(self, root: Path | None, split: Split, *, image_size: int = 32) -> None:
-        layout = "cifar10/cifar-10-batches-py/ (or cifar-10-batches-bin/, or cifar10/{train,test}/<class>/)"
-        if root is None:
-            raise missing(self.title, None, layout, prepare=True)
         self.split, self.image_size = split, image_size
-        self._form: _Batches | _Classes | None = None
-        for folder in (root / "cifar10", root):
-            for form, suffix in (("cifar-10-batches-py", ""), ("cifar-10-batches-bin", ".bin")):
-                files = [folder / form / f"{name}{suffix}" for name in BATCHES[split]]
-                if self._form is None and (folder / form).is_dir():
-                    if absent := [f for f in files if not f.is_file()]:
-                        raise missing(self.title, absent[0], layout, prepare=True)
-                    self._form = _Batches(split, image_size, files)
-        if self._form is None:
-            folder = root / "cifar10" / split
-            if not folder.is_dir():
-                raise missing(self.title, root / "cifar10", layout, prepare=True)
-            self._form = _Classes(Folder(folder), split, image_size)
+        self._form = _found(root, split, image_size)
 
     @property
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
         """int64 [len]; classes in the published order, which is alphabetical."""
         return self._form.labels
 
@@ -110,7 +97,8 @@ class _Batches(ArrayImages):
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [n, 32, 32, 3] and int64 [n]."""
-        data, labels = zip(*[(_binary if f.suffix == ".bin" else _pickled)(f) for f in self.files], strict=True)
+        batches = [(_binary if f.suffix == ".bin" else _pickled)(f) for f in self.files]
+        data, labels = zip(*batches, strict=True)
         planes = np.concatenate(data).reshape(-1, 3, 32, 32)
         return np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), np.concatenate(labels).astype(np.int64)
 
@@ -121,7 +109,7 @@ class _Classes(FileImages):
     title = CIFAR10.title
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> np.ndarray:  # type: ignore[override]
         classes = [name.partition("/")[0] for name in self.rows()[0]]
         number = {name: i for i, name in enumerate(sorted(set(classes)))}
         return np.array([number[c] for c in classes], np.int64)
@@ -130,6 +118,23 @@ class _Classes(FileImages):
         if image.size != (32, 32):
             raise BadInput(f"{path}: {image.width}x{image.height} pixels, but CIFAR-10's pictures have 32x32")
         return resized(image, self.image_size, "bilinear")
+
+
+def _found(root: Path | None, split: Split, image_size: int) -> _Batches | _Classes:
+    layout = "cifar10/cifar-10-batches-py/ (or cifar-10-batches-bin/, or cifar10/{train,test}/<class>/)"
+    if root is None:
+        raise missing(CIFAR10.title, None, layout, prepare=True)
+    for folder in (root / "cifar10", root):
+        for form, suffix in (("cifar-10-batches-py", ""), ("cifar-10-batches-bin", ".bin")):
+            if (folder / form).is_dir():
+                files = [folder / form / f"{name}{suffix}" for name in BATCHES[split]]
+                if absent := [file for file in files if not file.is_file()]:
+                    raise missing(CIFAR10.title, absent[0], layout, prepare=True)
+                return _Batches(split, image_size, files)
+    classes = root / "cifar10" / split
+    if not classes.is_dir():
+        raise missing(CIFAR10.title, root / "cifar10", layout, prepare=True)
+    return _Classes(Folder(classes), split, image_size)
 
 
 def _binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -144,7 +149,7 @@ class _ArraysOnly(pickle.Unpickler):
     """Rebuilds numpy arrays and nothing else: a pickle may otherwise run any program."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}:
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
             return np.empty(0).__reduce__()[0]
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
             return getattr(np, name)

@@ -14,18 +14,18 @@ from bench.image_dataset import Split
 from bench.image_files import FileImages, Folder, Zips, missing, resized
 from bench.registry import register
 
-TRAIN = 60_000                                  # of the authors' metadata: 0..59999 training, 60000..69999 validation
+TRAIN = 60_000                                  # the authors' metadata: numbers below are training
 WHOLE = 70_000
 
 
 @register("dataset", "ffhq")
 class FFHQ(FileImages):
-    """FFHQ: pictures below ROOT/ffhq/, or ROOT/ffhq.zip, or ROOT/ffhq/*.zip; numbers below 60000 are for training.
+    """FFHQ: pictures below ROOT/ffhq/, or ROOT/ffhq.zip, or ROOT/ffhq/*.zip; the first 60,000 train.
 
-    The number is the file's name (00000.png), whatever the subfolders, so a partial copy keeps the split. 70,000
-    files without numbers are split by sorted name. `source_size` declares the pictures' own height and width, since
-    thumbnails and originals bear the same names; each picture is checked against it. Resized with antialiasing by
-    the filter `resample`.
+    The number is the file's name (00000.png), whatever the subfolders, so a partial copy keeps the split.
+    70,000 files without numbers are split by sorted name. `source_size` declares the pictures' own height
+    and width, since thumbnails and originals bear the same names; each picture is checked against it.
+    Resized with antialiasing by the filter `resample`.
     """
 
     title = "FFHQ"
@@ -51,21 +51,22 @@ class FFHQ(FileImages):
         super().__init__(source, split, image_size)
 
     def chosen(self, names: list[str]) -> Sequence[int]:
-        """Positions by number. Raises BadInput for two pictures of one number, and for a partial copy without numbers."""
+        """Positions by number. Raises BadInput for two pictures of one number, or some without one."""
         stems = [PurePosixPath(name).stem for name in names]
         train = self.split == "train"
         if not all(stem.isdecimal() for stem in stems):
             if len(names) == WHOLE:
                 return range(TRAIN) if train else range(TRAIN, WHOLE)
-            raise BadInput(f"ffhq: {self.source.path('')} holds {len(names)} pictures whose names are not all numbers, so "
-                           "their split is unknown; restore the published names or use the data set image_folder")
+            raise BadInput(f"ffhq: {self.source.path('')} holds {len(names)} pictures whose names are "
+                           "not all numbers, so their split is unknown; restore them or use image_folder")
         numbers = [int(stem) for stem in stems]
         if len(set(numbers)) < len(numbers):
-            raise BadInput(f"ffhq: {self.source.path('')} holds several pictures of one number (two sizes?); keep one set")
+            raise BadInput(f"ffhq: {self.source.path('')} holds several pictures of one number (two sizes?); "
+                           "keep one set")
         return sorted((i for i, n in enumerate(numbers) if (n < TRAIN) == train), key=numbers.__getitem__)
 
     def picture(self, image: Image.Image, path: str, generator: np.random.Generator | None) -> Image.Image:
         if image.size != (self.source_size, self.source_size):
-            raise BadInput(f"{path}: {image.width}x{image.height} pixels, but dataset.source_size = {self.source_size}; "
-                           f"set source_size to what the files are, since it is part of the identity")
+            raise BadInput(f"{path}: {image.width}x{image.height} pixels, but dataset.source_size = "
+                           f"{self.source_size}; set it to what the files are (it is in the identity)")
         return resized(image, self.image_size, self.resample)

@@ -22,29 +22,31 @@ SUBFOLDERS = {"train": ("train",), "test": ("test", "val", "valid", "validation"
 class ImageFolder(FileImages):
     """Pictures below ROOT/<folder>/train and ROOT/<folder>/test (or val), at any depth.
 
-    Without such subfolders, the share `test_share` of all pictures below ROOT/<folder> is for testing, chosen by a
-    hash of each name: adding pictures moves none from one split to the other. Cropped to the centred square of
-    `crop_size` source pixels (the largest square where that is null or does not fit), then resized with antialiasing.
-    `folder` may be absolute, but then the path is part of the identity.
+    Without such subfolders, the share `test_share` of all pictures below ROOT/<folder> is for testing,
+    chosen by a hash of each name: adding pictures moves none from one split to the other. Cropped to the
+    centred square of `crop_size` source pixels (the largest square where that is null or does not fit),
+    then resized with antialiasing. `folder` may be absolute, but then the path is part of the identity.
     """
 
     title = "Image folder"
 
     def __init__(
-        self, root: Path | None, split: Split, *, folder: str, image_size: int = 64, crop_size: int | None = None,
+        self, root: Path | None, split: Split, *, folder: str, image_size: int = 64,
+        crop_size: int | None = None,
         resample: Literal["lanczos", "bicubic", "bilinear", "box"] = "bicubic", test_share: float = 0.1,
     ) -> None:
         if not 0 <= test_share <= 1:
             raise BadInput(f"image_folder: test_share = {test_share}: expected a share between 0 and 1")
         if crop_size is not None and crop_size < 1:
-            raise BadInput(f"image_folder: crop_size = {crop_size}: expected a positive number of pixels, or null")
+            raise BadInput(f"image_folder: crop_size = {crop_size}: expected a positive number, or null")
         title = f"Image folder {folder!r}"
         if root is None and not Path(folder).is_absolute():
             raise missing(title, None, f"{folder}/")
         base = Path(folder) if root is None else root / folder
         if not base.is_dir():
             raise missing(title, base, f"{folder}/")
-        found = {of: next((base / s for s in names if (base / s).is_dir()), None) for of, names in SUBFOLDERS.items()}
+        found = {of: next((base / n for n in names if (base / n).is_dir()), None)
+                 for of, names in SUBFOLDERS.items()}
         if found[split] is None and any(found.values()):
             raise missing(title, base / split, f"{folder}/{split}/")
         self.crop_size, self.resample = crop_size, resample
@@ -55,10 +57,14 @@ class ImageFolder(FileImages):
         """All of them, or those whose name's hash falls to this split."""
         if self.test_share is None:
             return range(len(names))
-        bar = round(self.test_share * 2**64)
-        wanted = self.split == "test"
-        return [i for i, name in enumerate(names)
-                if (int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") < bar) == wanted]
+        test = self.split == "test"
+        return [i for i, name in enumerate(names) if (_place(name) < self.test_share) == test]
 
     def picture(self, image: Image.Image, path: str, generator: np.random.Generator | None) -> Image.Image:
         return resized(centre_square(image, self.crop_size), self.image_size, self.resample)
+
+
+def _place(name: str) -> float:
+    """A number in [0, 1) that is a function of the name alone."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

@@ -21,16 +21,17 @@ SUBFOLDER = {"train": "train", "test": "val"}
 class ImageNet(FileImages):
     """ImageNet: ROOT/imagenet/train/<wnid>/* and ROOT/imagenet/val/<wnid>/*; testing uses val.
 
-    `crop: centre` is ADM's centre crop, of both splits. `crop: random` is ADM's random crop, of the training split
-    only; each look at an image then draws anew, so nothing is cached. Labels number the sorted class folders of both
-    splits together (of the complete set: the usual 0..999).
+    `crop: centre` is ADM's centre crop, of both splits. `crop: random` is ADM's random crop, of the
+    training split only; each look at an image then draws anew, so nothing is cached. Labels number the
+    sorted class folders of both splits together (of the complete set: the usual 0..999).
     """
 
     title = "ImageNet"
     official_size: ClassVar[Mapping[str, int]] = {"train": 1_281_167, "test": 50_000}
 
     def __init__(
-        self, root: Path | None, split: Split, *, image_size: int = 64, crop: Literal["centre", "random"] = "centre",
+        self, root: Path | None, split: Split, *, image_size: int = 64,
+        crop: Literal["centre", "random"] = "centre",
     ) -> None:
         layout = "imagenet/train/<wnid>/ and imagenet/val/<wnid>/"
         if root is None:
@@ -43,7 +44,7 @@ class ImageNet(FileImages):
         super().__init__(Folder(folder), split, image_size)
 
     @property
-    def labels(self) -> np.ndarray | None:
+    def labels(self) -> np.ndarray | None:  # type: ignore[override]
         """int64 [len]; None where pictures lie outside class folders."""
         classes = [name.partition("/")[0] for name in self.rows()[0] if "/" in name]
         if len(classes) < len(self):

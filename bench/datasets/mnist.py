@@ -35,18 +35,19 @@ class MNIST(ArrayImages):
         if root is None:
             raise missing(self.title, None, layout, prepare=True)
         self.pictures, self.answers = (
-            _find(root, f"{PREFIX[split]}-{part}", layout) for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
+            _find(root, f"{PREFIX[split]}-{part}", layout)
+            for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
         shape = _shape(self.pictures, 3)
         if shape[1:] != (SIDE, SIDE):
-            raise BadInput(f"{self.pictures}: pictures of {shape[1]}x{shape[2]} pixels, but MNIST's have 28x28")
+            raise BadInput(f"{self.pictures}: {shape[1]}x{shape[2]} pixels, but MNIST's pictures have 28x28")
         super().__init__(split, image_size, shape[0], [self.pictures, self.answers])
 
     def read(self) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [n, 28, 28] and int64 [n]."""
         images, labels = _idx(self.pictures, 3), _idx(self.answers, 1)
         if len(images) != len(labels):
-            raise BadInput(f"{self.answers}: {len(labels)} labels for {len(images)} pictures; fetch both files again")
+            raise BadInput(f"{self.answers}: {len(labels)} labels, {len(images)} pictures; fetch both again")
         return images, labels.astype(np.int64)
 
     @classmethod
@@ -57,7 +58,8 @@ class MNIST(ArrayImages):
 
             Published(str(root), download=True)
 
-        through_torchvision(cls.title, fetch, f"put the four idx files under {root / 'MNIST' / 'raw'} by hand")
+        by_hand = f"put the four idx files under {root / 'MNIST' / 'raw'} by hand"
+        through_torchvision(cls.title, fetch, by_hand)
 
 
 def _find(root: Path, name: str, layout: str) -> Path:
@@ -77,7 +79,7 @@ def _bytes(path: Path, limit: int = -1) -> bytes:
 
 
 def _shape(path: Path, dims: int) -> tuple[int, ...]:
-    """The header of an idx file: two zeros, 8 for unsigned bytes, number of dimensions, each as a big-endian int32."""
+    """The header of an idx file: 0, 0, 8 (unsigned bytes), dimensions, each as big-endian int32."""
     head = _bytes(path, 4 + 4 * dims)
     if head[:4] != bytes((0, 0, 8, dims)) or len(head) < 4 + 4 * dims:
         raise BadInput(f"{path}: not an idx file of unsigned bytes with {dims} dimensions; fetch it again")

@@ -1,4 +1,4 @@
-"""Random crops of the real photographs that ship inside the scikit-image package: real images without a download."""
+"""Random crops of real photographs that ship inside the scikit-image package: no download."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from bench.image_dataset import ImageDataset, Split
 from bench.image_files import check_image_size, decode, pixels, resized
 from bench.registry import register
 
-# The natural, colourful photographs of the wheel (no pooch needed), with the first digits of their sha256: another
-# picture under the same name is refused. Left out: motorcycle_right (the same scene), retina and the deep field (nearly
-# one colour), grey ones, drawings.
+# The natural, colourful photographs of the wheel (no pooch needed), with the first digits of their sha256:
+# another picture under the same name is refused. Left out: motorcycle_right (the same scene), retina and
+# the deep field (nearly one colour), grey ones, drawings.
 PICTURES = {
     "astronaut": ("astronaut.png", "88431cd9653c"),
     "chelsea": ("chelsea.png", "596aa1e7cb87"),
@@ -34,28 +34,30 @@ SMALLEST = 64                                   # pixels: smaller crops of these
 
 @register("dataset", "photos")
 class Photos(ImageDataset):
-    """Random crops of six photographs. Training crops see the left two thirds only, test crops the right third.
+    """Random crops of six photographs. Training sees the left two thirds of each, testing the right third.
 
-    Crop `i` of a split is a function of `i` alone, in integers, hence the same on every machine: picture i mod 6, a
-    square with side between max(image_size, 64) and the largest that the right third holds (150 to 247 pixels),
-    resized bicubically with antialiasing. From image_size 150 on, some are enlarged.
+    Crop `i` of a split is a function of `i` alone, in integers, hence the same on every machine: picture i
+    mod 6, a square with side between max(image_size, 64) and the largest that the right third holds (150 to
+    247 pixels), resized bicubically with antialiasing. From image_size 150 on, some are enlarged.
     """
 
     title = "Photographs"
     embedded = True
 
     def __init__(
-        self, root: Path | None, split: Split, *, image_size: int = 64, train_images: int = 8192, test_images: int = 512,
+        self, root: Path | None, split: Split, *, image_size: int = 64, train_images: int = 8192,
+        test_images: int = 512,
     ) -> None:
         check_image_size(self.title, image_size)
         if min(train_images, test_images) < 1:
-            raise BadInput(f"photos: {train_images} train_images and {test_images} test_images: at least 1 each")
+            raise BadInput(f"photos: {train_images} train_images, {test_images} test_images: at least 1 each")
         package = importlib.util.find_spec("skimage")       # found, not imported: planning stays quick
         if package is None or not package.submodule_search_locations:
             raise FileNotFoundError("photos: scikit-image is not installed; pip install scikit-image")
         self.folder = Path(package.submodule_search_locations[0]) / "data"
         if absent := [file for file, _ in PICTURES.values() if not (self.folder / file).is_file()]:
-            raise FileNotFoundError(f"photos: {self.folder} has no {', '.join(absent)}; install scikit-image 0.26")
+            raise FileNotFoundError(f"photos: {self.folder} has no {', '.join(absent)}; install "
+                                    "scikit-image 0.26 from its wheel")
         self.split, self.image_size = split, image_size
         self._kept: Sequence[int] = range(train_images if split == "train" else test_images)
         self._all = len(self._kept)
@@ -104,6 +106,7 @@ class Photos(ImageDataset):
             file, digest = PICTURES[name]
             data = (self.folder / file).read_bytes()
             if not hashlib.sha256(data).hexdigest().startswith(digest):
-                raise BadInput(f"{self.folder / file}: not the picture that `photos` is defined by; reinstall scikit-image")
+                raise BadInput(f"{self.folder / file}: not the picture that `photos` is defined by; "
+                               "reinstall scikit-image")
             self._pictures[name] = decode(data, str(self.folder / file), name)
         return self._pictures[name]

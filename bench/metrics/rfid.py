@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 from bench.errors import Incompatible
@@ -21,8 +23,8 @@ BLOCK = 32              # images at once through the network: 90 MB for its larg
 class RFID(Metric):
     """FID (arXiv:1706.08500) of all originals against all reconstructions of the split, both as 8-bit images.
 
-    2048 pooled features of torch-fidelity's InceptionV3 with TensorFlow's weights; moments are summed in float64,
-    covariances divided by n - 1. Biased upwards for few images, so compare only equal n.
+    2048 pooled features of torch-fidelity's InceptionV3 with TensorFlow's weights; moments are summed in
+    float64, covariances divided by n - 1. Biased upwards for few images, so compare only equal n.
     """
 
     title = "rFID"
@@ -62,23 +64,27 @@ class RFID(Metric):
 
 
 def frechet_distance(one: tuple[Tensor, Tensor, int], other: tuple[Tensor, Tensor, int]) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) from (sum [D], sum of outer products [D, D], n) of each side.
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) from (sum [D], sum of outer products [D, D], n) per side.
 
-    tr (C1 C2)^(1/2) is the sum of the singular values of A1^T A2 for any C = A A^T. That form is exact for singular
-    covariances too (n <= D), where the eigenvalues of C1 C2 drown in rounding: their square roots turn 1e-16 into 1e-8,
-    two thousand times. Never below 0.
+    For C = A A^T the last trace is the sum of the singular values of A1^T A2, with A of as many columns as C
+    has rank. So singular covariances (n <= D) are exact too, where square roots of the eigenvalues of C1 C2
+    turn each rounding error of 1e-16 into 1e-8. Never below 0. On the CPU, about 3 s for D = 2048.
     """
-    (mean1, root1, trace1), (mean2, root2, trace2) = _root(*one), _root(*other)
-    shared = torch.linalg.svdvals(root1.t() @ root2).sum()
-    return max(0.0, float((mean1 - mean2).square().sum() + trace1 + trace2 - 2 * shared))
+    (mean1, root1), (mean2, root2) = _root(*one), _root(*other)
+    shared = root1.T @ root2
+    gram = shared @ shared.T if len(shared) <= shared.shape[1] else shared.T @ shared
+    overlap = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
+    traces = np.square(root1).sum() + np.square(root2).sum()
+    return max(0.0, float(np.square(mean1 - mean2).sum() + traces - 2 * overlap))
 
 
-def _root(total: Tensor, outer: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [D], a factor A [D, rank] of the covariance A A^T, and its trace."""
-    mean = total / count
-    covariance = (outer - count * torch.outer(mean, mean)) / (count - 1)
-    values, vectors = torch.linalg.eigh(covariance)
-    # what is left of zero after the subtraction of two large matrices
-    noise = torch.finfo(values.dtype).eps * len(values) * (values[-1].clamp_min(0) + mean.square().sum())
-    kept = values > noise
-    return mean, vectors[:, kept] * values[kept].sqrt(), values[kept].sum()
+def _root(total: Tensor, outer: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean [D] and a factor A [D, rank] of the covariance A A^T, by a Cholesky decomposition with pivots."""
+    mean = (total / count).cpu().numpy()
+    covariance = ((outer / count).cpu().numpy() - np.outer(mean, mean)) * (count / (count - 1))
+    # what is left of zero after the subtraction of two large numbers is no variance
+    noise = np.finfo(np.float64).eps * len(mean) * (covariance.diagonal() + np.square(mean)).max()
+    factor, order, rank, _ = dpstrf(covariance, tol=noise, lower=1)
+    root = np.zeros((len(mean), rank))
+    root[order - 1] = np.tril(factor)[:, :rank]
+    return mean, root

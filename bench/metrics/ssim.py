@@ -17,9 +17,9 @@ from bench.types import TokenizerOutput, TokenLayout
 
 @register("metric", "ssim")
 class SSIM(Metric):
-    """Mean SSIM (Wang et al. 2004, eq. 13) per image: per channel over all windows inside the image, then averaged.
+    """Mean SSIM (Wang et al. 2004, eq. 13): per channel over all windows inside the image, then averaged.
 
-    window: "gaussian" of standard deviation `sigma`, or "uniform" (then `sigma` is not used); `size` pixels wide.
+    window: "gaussian" of standard deviation `sigma`, or "uniform" (then without `sigma`); `size` pixels wide.
     sample_covariance: variances times n / (n - 1) with n = size^2. data_range: 255 for 8-bit images. With the
     defaults it equals scikit-image's structural_similarity(gaussian_weights=True, sigma=1.5,
     use_sample_covariance=False, channel_axis=0, data_range=255); with window="uniform", size=7,
@@ -32,8 +32,10 @@ class SSIM(Metric):
     decimals = 4
     revision = 1
 
-    def __init__(self, *, window: Literal["gaussian", "uniform"] = "gaussian", size: int = 11, sigma: float = 1.5,
-                 sample_covariance: bool = False, data_range: float = 255.0) -> None:
+    def __init__(
+        self, *, window: Literal["gaussian", "uniform"] = "gaussian", size: int = 11, sigma: float = 1.5,
+        sample_covariance: bool = False, data_range: float = 255.0,
+    ) -> None:
         """Raises Incompatible for a window of even or no size."""
         if size < 1 or size % 2 == 0:
             raise Incompatible(f"SSIM's window is centred on a pixel: size must be odd, got {size}")
@@ -43,7 +45,9 @@ class SSIM(Metric):
         self.c1, self.c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
         self.correction = size**2 / (size**2 - 1) if sample_covariance else 1.0
         offset = torch.arange(size, dtype=torch.float64) - size // 2
-        weights = torch.exp(-offset.square() / (2 * sigma**2)) if window == "gaussian" else torch.ones_like(offset)
+        weights = torch.ones_like(offset)
+        if window == "gaussian":
+            weights = torch.exp(-offset.square() / (2 * sigma**2))
         self.weights = weights / weights.sum()
 
     def begin(self, layout: TokenLayout, images: int, device: torch.device) -> None:
@@ -78,8 +82,8 @@ class SSIM(Metric):
         """Two uint8 [planes, H, W] -> mean SSIM of each plane, float64.
 
         With s = x + y and d = y - x, four filters do instead of five: 4 ux uy = us^2 - ud^2,
-        2 (ux^2 + uy^2) = us^2 + ud^2, and so with the variances. Numerator and denominator below are twice the
-        paper's. float64, because E[s^2] - E[s]^2 loses up to 1e-4 of SSIM in flat regions in float32.
+        2 (ux^2 + uy^2) = us^2 + ud^2, and so with the variances; each factor below is twice the paper's.
+        float64, because in float32 E[s^2] - E[s]^2 costs up to 1e-4 of SSIM in flat regions.
         """
         maps = torch.empty(4, *x.shape, dtype=torch.float64, device=x.device)
         s, d, ss, dd = maps
@@ -101,14 +105,15 @@ class SSIM(Metric):
         return similarity.flatten(1).sum(1, dtype=torch.float64) / similarity[0].numel()
 
     def _filter(self, maps: Tensor) -> Tensor:
-        """float64 [M, H, W] -> [M, H - size + 1, W - size + 1]: both directions as products with band matrices."""
+        """float64 [M, H, W] -> [M, H - size + 1, W - size + 1], as products with band matrices."""
         count, height, width = maps.shape
         reach = self.size - 1
         tall, wide = height - reach, width - reach
         rows = maps.new_empty(count, height, wide)
         for start, stop in _tiles(wide):
             band = _band(self.weights, stop - start, maps.device)
-            torch.mm(maps.view(-1, width)[:, start : stop + reach], band, out=rows.view(-1, wide)[:, start:stop])
+            columns = maps.view(-1, width)[:, start : stop + reach]
+            torch.mm(columns, band, out=rows.view(-1, wide)[:, start:stop])
         out = maps.new_empty(count, tall, wide)
         for start, stop in _tiles(tall):
             band = _band(self.weights, stop - start, maps.device).t().expand(count, -1, -1)
@@ -117,13 +122,13 @@ class SSIM(Metric):
 
 
 def _tiles(length: int) -> list[tuple[int, int]]:
-    """One tile up to 64 outputs, else tiles of 32: a band matrix is mostly zeros, and wide ones waste the product."""
+    """One tile up to 64 outputs, else tiles of 32: a wide band matrix is mostly zeros."""
     size = length if length <= 64 else 32
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _band(weights: Tensor, outputs: int, device: torch.device) -> Tensor:
-    """[outputs + size - 1, outputs] whose column j holds the window from row j on, so that x @ it is x filtered."""
+    """[outputs + size - 1, outputs], column j holding the window from row j on: x @ it is x filtered."""
     return _band_of(tuple(weights.tolist()), outputs, device)
 
 

@@ -17,8 +17,8 @@ from bench.types import TokenizerOutput, TokenLayout
 class Usage(Metric):
     """Share of K codes hit at least once, mean over levels.
 
-    `window=None` counts the whole split, `window=65536` its last 65,536 codes (the queue of the published CelebA
-    tables). A window is a fixed sample: compare it with the ceiling in the details, not with the whole split.
+    `window=None` counts the whole split, `window=65536` its last 65,536 codes (the queue of the published
+    CelebA tables). A window is a fixed sample: compare it with its ceiling, not with the whole split.
     """
 
     title = "Usage"

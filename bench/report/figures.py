@@ -1,4 +1,4 @@
-"""Records and curves -> SVG, PNG and CSV. matplotlib is imported inside: nothing else in `bench report` needs it.
+"""Records and curves -> SVG, PNG and CSV. matplotlib is imported inside: tables do not wait for it.
 
 The numbers come from the table model, so a figure averages exactly what a table may. Torch-free.
 """
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.report.grouping import ABSENT, Group, arrange, plain
+from bench.report.grouping import arrange, plain
 from bench.report.model import Table
 from bench.report.spec import FigureSpec, ReportSpec
-from bench.report.tables import build_table, measured_numbers
+from bench.report.tables import build_table, comparable_numbers
 from bench.results import Record, replace_file
 
 if TYPE_CHECKING:
@@ -28,14 +28,18 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#332288")
 MARKERS = "osD^vPX*"
 STYLE = {
-    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9, "legend.fontsize": 8.5,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "axes.spines.top": False, "axes.spines.right": False,
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9,
+    "legend.fontsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": "#444444", "axes.linewidth": 0.8, "xtick.color": "#444444", "ytick.color": "#444444",
-    "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e3e3e3", "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e3e3e3", "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
     "lines.linewidth": 1.5, "lines.markersize": 4.5, "legend.frameon": False, "svg.fonttype": "path",
     "savefig.facecolor": "white", "figure.facecolor": "white",
 }
 PANEL = (2.9, 2.35)     # inches
+#: how the scalars of monitors begin; what a run logs besides them are its loss terms
+MONITORS = ("code_", "codes_", "ceiling", "window_fill", "used_codes", "batch_perplexity", "lr/", "latent")
 MOST_RUNS = 24          # labels in a legend; further runs are drawn in grey without one
 
 
@@ -44,9 +48,9 @@ def render_figures(
 ) -> list[Path]:
     """Write every figure of a suite as <figure>.svg, .png and .csv (what it shows) into reports/<name>/.
 
-    `curves` is results/<suite>/curves.parquet, with the columns train_id, label, step, name, value; where it exists,
-    the training curves are drawn too. Figures without a single number are left out. The same records, with the same
-    matplotlib, give the same bytes; unchanged files are not touched.
+    `curves` is results/<suite>/curves.parquet, with the columns train_id, label, step, name, value; where it
+    exists, the training curves are drawn too. Figures without a single number are left out. The same records,
+    with the same matplotlib, give the same bytes; unchanged files are not touched.
     """
     all_runs = sorted(records, key=lambda r: r.train_id)
     runs = [r for r in all_runs if not r.debug] or all_runs
@@ -64,7 +68,7 @@ def render_figures(
     return written
 
 
-# -- a metric against a setting ---------------------------------------------------------------------------------
+# -- a metric against a setting ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Series:
 
 
 def figure_series(records: Sequence[Record], spec: FigureSpec) -> list[Series]:
-    """Lines in order of panels, then of labels. Runs that differ in more than `over` are on different lines."""
+    """Lines by panel, then by label. Runs that differ in more than `over` are on different lines."""
     table_spec = spec.table()
     keys = table_spec.row_keys()
     over = table_spec.over_keys()
@@ -104,24 +108,26 @@ def figure_series(records: Sequence[Record], spec: FigureSpec) -> list[Series]:
         label = ", ".join([*(h.text for k, h in named if k.resolved not in arranged.added), *added])
         value = arranged.groups[i].fact(x_key.resolved)
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        lines.setdefault(label, []).append((value if number else row.headers[arranged.keys.index(x_key)].text, i))
-    headings = ", ".join(k.heading for k in arranged.keys if k is not x_key and k.resolved not in arranged.added)
+        x = value if number else row.headers[arranged.keys.index(x_key)].text
+        lines.setdefault(label, []).append((x, i))
+    asked = [k for k in arranged.keys if k is not x_key and k.resolved not in arranged.added]
+    headings = ", ".join(k.heading for k in asked)
     found = []
     for j, column in enumerate(table.columns):
+        numbers = comparable_numbers(arranged.groups, column.key)
         for label, members in lines.items():
             points = []
             for x, i in members:
                 cell = table.rows[i].cells[j]
-                if cell.number is not None:
-                    points.append(Point(x, cell.number, _runs_of(arranged.groups[i], column.key, arranged.groups)))
+                if cell.number is not None and numbers[i]:
+                    runs = tuple((r.train_id, number) for r, number in numbers[i])
+                    points.append(Point(x, cell.number, runs))
             if points:
-                found.append(Series(column.key, column.heading, column.unit == "share", x_key.heading, headings,
-                                    label if len(lines) > 1 else "", tuple(points)))
+                found.append(Series(
+                    column.key, column.heading, column.unit == "share", x_key.heading, headings,
+                    label if len(lines) > 1 else "", tuple(points),
+                ))
     return found
-
-
-def _runs_of(group: Group, key: str, groups: Sequence[Group]) -> tuple[tuple[str, float], ...]:
-    return tuple((r.train_id, x) for r, x in measured_numbers(group, key, groups))
 
 
 def _series_csv(series: Sequence[Series]) -> str:
@@ -147,9 +153,10 @@ def _draw_series(series: Sequence[Series], spec: FigureSpec) -> Figure:
             for s in here:
                 colour, marker = COLOURS[labels.index(s.label) % 8], MARKERS[labels.index(s.label) % 8]
                 xs = [p.x if numeric else ticks.index(p.x) for p in s.points]
-                ax.plot(xs, [p.mean for p in s.points], color=colour, label=s.label, marker=marker, zorder=4)
-                runs = [(x, n) for x, p in zip(xs, s.points, strict=True) if len(p.runs) > 1 for _, n in p.runs]
-                if runs:
+                means = [p.mean for p in s.points]
+                ax.plot(xs, means, color=colour, label=_text(s.label), marker=marker, zorder=4)
+                several = [(x, p) for x, p in zip(xs, s.points, strict=True) if len(p.runs) > 1]
+                if runs := [(x, number) for x, p in several for _, number in p.runs]:
                     ax.plot(*zip(*runs, strict=True), color=colour, marker="o", markersize=3.6, linestyle="",
                             markerfacecolor="white", markeredgewidth=0.9, zorder=3)
             if log2:
@@ -158,20 +165,20 @@ def _draw_series(series: Sequence[Series], spec: FigureSpec) -> Figure:
             if numeric and len(ticks) <= 8:
                 ax.set_xticks(ticks, [plain(x) for x in ticks])
             elif not numeric:
-                ax.set_xticks(range(len(ticks)), ticks)
+                ax.set_xticks(range(len(ticks)), [_text(str(x)) for x in ticks])
             if here[0].percent:
                 _percent(ax)
-            ax.set_title(here[0].heading, loc="left", fontweight="bold")
-            ax.set_xlabel(here[0].x_heading)
+            ax.set_title(_text(here[0].heading), loc="left", fontweight="bold")
+            ax.set_xlabel(_text(here[0].x_heading))
             _roomy(ax)
         if spec.title:
-            figure.suptitle(spec.title, fontsize=10.5, x=0.01, ha="left")
+            figure.suptitle(_text(spec.title), fontsize=10.5, x=0.01, ha="left")
         if any(labels):
             _legend(figure, axes, series[0].hue_heading)
         return figure
 
 
-# -- curves over training -----------------------------------------------------------------------------------------
+# -- curves over training ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,8 +204,8 @@ def read_curves(path: Path, train_ids: set[str]) -> list[tuple[str, str, int, st
 def curve_panels(rows: Iterable[tuple[str, str, int, str, float]]) -> dict[str, list[Curve]]:
     """Panel name -> its lines: usage and perplexity first, then every loss term.
 
-    A loss term is what the validation measures too (test/pixel beside pixel); without any validation, everything that
-    no codebook monitor reports is.
+    A loss term is what the validation measures too (test/pixel beside pixel); without any validation, all
+    that no codebook monitor reports is one.
     """
     lines: dict[tuple[str, str, bool, str], dict[int, float]] = {}
     for train_id, label, step, name, value in rows:
@@ -209,15 +216,12 @@ def curve_panels(rows: Iterable[tuple[str, str, int, str, float]]) -> dict[str, 
     tested = {base for base, _, test, _ in lines if test}
     first = sorted({b for b, *_ in lines if b.partition("/")[0] in ("usage", "perplexity")},
                    key=lambda b: (b.partition("/")[0] != "usage", b))
-    monitors = ("code_", "codes_", "ceiling", "window_fill", "used_codes", "batch_perplexity", "lr/", "latent")
-    terms = sorted(tested or {b for b, *_ in lines if not b.startswith(monitors)})
-    panels: dict[str, list[Curve]] = {}
-    for base in dict.fromkeys([*first, *terms]):
-        panels[base] = [
-            Curve(train_id, label, test, tuple(sorted(points)), tuple(points[s] for s in sorted(points)))
-            for (b, train_id, test, label), points in sorted(lines.items(), key=lambda i: (i[0][3], i[0][1], i[0][2]))
-            if b == base
-        ]
+    terms = sorted(tested or {b for b, *_ in lines if not b.startswith(MONITORS)})
+    panels: dict[str, list[Curve]] = {base: [] for base in (*first, *terms)}
+    for (base, train_id, test, label), points in sorted(lines.items(), key=lambda line: line[0][::-1]):
+        if base in panels:
+            steps = tuple(sorted(points))
+            panels[base].append(Curve(train_id, label, test, steps, tuple(points[s] for s in steps)))
     return panels
 
 
@@ -245,17 +249,18 @@ def _draw_curves(panels: dict[str, list[Curve]]) -> Figure:
             numbers = [v for c in lines for v in c.values]
             if name.partition("/")[0] == "usage":
                 _percent(ax)
-            elif name.partition("/")[0] != "perplexity" and min(numbers) > 0 and max(numbers) > 30 * min(numbers):
+            elif name.partition("/")[0] != "perplexity" and 0 < 30 * min(numbers) < max(numbers):
                 ax.set_yscale("log")
-            ax.set_title(name.replace("_", " "), loc="left", fontweight="bold")
+            ax.set_title(_text(name.replace("_", " ")), loc="left", fontweight="bold")
             ax.set_xlabel("training step")
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if max(s for c in lines for s in c.steps) >= 10_000:
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
             _roomy(ax)
-        handles = [Line2D([], [], color=colours[label], label=label) for label in labels[:MOST_RUNS]]
+        handles = [Line2D([], [], color=colours[label], label=_text(label)) for label in labels[:MOST_RUNS]]
         if len(labels) > MOST_RUNS:
-            handles.append(Line2D([], [], color=colours[labels[-1]], label=f"and {len(labels) - MOST_RUNS} more"))
+            more = f"and {len(labels) - MOST_RUNS} more"
+            handles.append(Line2D([], [], color=colours[labels[-1]], label=more))
         if tested:
             handles += [Line2D([], [], color="#444444", label="training"),
                         Line2D([], [], color="#444444", linestyle=(0, (4, 1.6)), label="test images")]
@@ -281,15 +286,17 @@ def _natural(label: str) -> list[tuple[int, float, str]]:
             for p in re.split(r"(\d+(?:\.\d+)?)", label) if p]
 
 
-# -- drawing and writing ------------------------------------------------------------------------------------------
+# -- drawing and writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _styled(salt: str) -> Iterator[None]:
     import matplotlib
 
-    matplotlib.use("Agg")
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "svg.hashsalt": salt, "backend": "Agg"}):
+    # no user's rc file changes a figure; the backend is left alone, since nothing here opens a window
+    own: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+    own |= {**STYLE, "svg.hashsalt": salt}
+    with matplotlib.rc_context(own):
         yield
 
 
@@ -302,6 +309,12 @@ def _panels(n: int) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(PANEL[0] * width, PANEL[1] * height), layout="constrained")
     axes = [figure.add_subplot(height, width, i + 1) for i in range(n)]
     return figure, axes
+
+
+def _text(text: str) -> str:
+    """As it is: no formulas in names, and no label that matplotlib hides for its underscore."""
+    text = " ".join(text.split()).replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
 
 
 def _percent(ax: Axes) -> None:
@@ -332,7 +345,7 @@ def _legend(figure: Figure, axes: Sequence[Axes], title: str, handles: Sequence[
         handles = list(found.values())
     longest = max(len(h.get_label()) for h in handles)
     across = max(1, min(len(handles), int(figure.get_figwidth() * 13 / (longest + 6))))
-    figure.legend(handles=handles, loc="outside lower left", ncols=across, title=title or None,
+    figure.legend(handles=handles, loc="outside lower left", ncols=across, title=_text(title) or None,
                   alignment="left", title_fontsize=8.5, handlelength=2.2, columnspacing=1.4)
 
 
@@ -352,6 +365,6 @@ def _write(folder: Path, name: str, figure: Figure, text: str) -> list[Path]:
         figure.set_layout_engine("none")
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         figure.savefig(png, format="png", dpi=160, metadata={"Software": None})
-    for path, content in zip(paths, (svg.getvalue(), png.getvalue(), text), strict=True):
+    for path, content in zip(paths, (svg.getvalue(), png.getvalue(), text.encode()), strict=True):
         replace_file(path, content)
     return paths

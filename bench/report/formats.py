@@ -1,4 +1,4 @@
-"""Table -> Markdown, HTML, LaTeX, CSV, terminal. Pure functions; each escapes whatever a record may hold. Torch-free."""
+"""Table -> Markdown, HTML, LaTeX, CSV, terminal. Each escapes whatever a record may hold. Torch-free."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import html
 import io
 import re
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -23,7 +22,7 @@ def _link(header: Header) -> str | None:
     return UP + quote(header.link, safe="/") if header.link else None
 
 
-# -- Markdown -------------------------------------------------------------------------------------------------
+# -- Markdown ------------------------------------------------------------------------------------------------
 
 
 def escape_markdown(text: str) -> str:
@@ -37,7 +36,7 @@ def _refs(notes: tuple[str, ...]) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table with its caption and notes, without a heading. Merged headers are repeated: GitHub cannot merge."""
+    """A GitHub table with its caption and notes, without a heading. It cannot merge: headers are repeated."""
 
     def header(cell: Header) -> str:
         text = escape_markdown(cell.text)
@@ -65,7 +64,7 @@ def to_markdown(table: Table) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# -- HTML -----------------------------------------------------------------------------------------------------
+# -- HTML ----------------------------------------------------------------------------------------------------
 
 
 def to_html(table: Table) -> str:
@@ -85,7 +84,8 @@ def to_html(table: Table) -> str:
         return f'<th scope="row">{text}{refs(cell.notes)}</th>'
 
     def number(cell: Cell) -> str:
-        shown = {"best": f"<b>{e(cell.text)}</b>", "second": f"<u>{e(cell.text)}</u>"}.get(cell.mark, e(cell.text))
+        tag = {"best": "b", "second": "u"}.get(cell.mark)
+        shown = f"<{tag}>{e(cell.text)}</{tag}>" if tag else e(cell.text)
         mark = f' class="{cell.mark}"' if cell.mark else ""
         raw = f' data-value="{cell.number!r}"' if cell.number is not None else ""
         return f"<td{mark}{raw}>{shown}{refs(cell.notes)}</td>"
@@ -108,11 +108,12 @@ def to_html(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-# -- LaTeX ----------------------------------------------------------------------------------------------------
+# -- LaTeX ---------------------------------------------------------------------------------------------------
 
 _LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}", "-": "-{}",
     "±": r"$\pm$", "–": "--", "—": "---", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "·": r"$\cdot$",
     "×": r"$\times$", "…": r"\dots{}", "²": r"$^2$", "µ": r"$\mu$", "σ": r"$\sigma$", "→": r"$\rightarrow$",
@@ -164,7 +165,8 @@ def to_latex(table: Table) -> str:
         if i and changed < len(row.headers) - 1 and merged:
             lines.append(f"\\cmidrule{{{changed + 1}-{len(table.keys) + len(table.columns)}}}")
         lines.append(" & ".join([header(h) for h in row.headers] + [number(c) for c in row.cells]) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}", "", "\\medskip", "\\begin{minipage}{\\linewidth}\\footnotesize"]
+    lines += ["\\bottomrule", "\\end{tabular}", "", "\\medskip"]
+    lines.append("\\begin{minipage}{\\linewidth}\\footnotesize")
     below = [f"{notes((mark,))} {escape_latex(sentence)}" for mark, sentence in table.footnotes]
     below += [escape_latex(note) for note in (*table.notes, table.stamp)]
     lines.append(" \\par\n".join(below))
@@ -172,7 +174,7 @@ def to_latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-# -- CSV ------------------------------------------------------------------------------------------------------
+# -- CSV -----------------------------------------------------------------------------------------------------
 
 
 def to_csv(table: Table) -> str:
@@ -200,7 +202,7 @@ def to_csv(table: Table) -> str:
     return out.getvalue()
 
 
-# -- terminal -------------------------------------------------------------------------------------------------
+# -- terminal ------------------------------------------------------------------------------------------------
 
 
 def terminal_table(table: Table) -> rich.table.Table:
@@ -214,8 +216,11 @@ def terminal_table(table: Table) -> rich.table.Table:
 
     styles = {"best": "bold", "second": "underline", "failed": "red", "skipped": "dim", "missing": "dim"}
     below = [f"{mark} {sentence}" for mark, sentence in table.footnotes] + [*table.notes, table.stamp]
-    out = RichTable(title=Text(table.title, style="bold"), caption=Text("\n".join(below), style="dim"), box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
-                    caption_justify="left", title_justify="left")
+    out = RichTable(
+        title=Text(table.title, style="bold"), title_justify="left",
+        caption=Text("\n".join(below), style="dim"), caption_justify="left",
+        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+    )
     for c in table.keys:
         out.add_column(Text(c.heading))
     for c in table.columns:
@@ -226,4 +231,3 @@ def terminal_table(table: Table) -> rich.table.Table:
     return out
 
 
-FORMATS: dict[str, Callable[[Table], str]] = {"md": to_markdown, "html": to_html, "tex": to_latex, "csv": to_csv}

@@ -1,4 +1,4 @@
-"""Which runs may share a table row. Runs are averaged only if they differ in nothing but the `over` keys. Torch-free."""
+"""Which runs may share a table row: those that differ in nothing but the `over` keys. Torch-free."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Group:
     """Runs that differ in the `over` keys alone."""
 
     records: tuple[Record, ...]
-    facts: dict[str, Any]                       # dotted key -> scalar; components by name, without the `over` keys
-    spec: dict[str, Any] = field(default_factory=dict)      # dotted key -> scalar of the resolved spec, likewise
+    facts: dict[str, Any]                       # dotted key -> scalar; components by name; without `over`
+    spec: dict[str, Any] = field(default_factory=dict)      # the resolved spec, flat, likewise
 
     def fact(self, key: str) -> Any:
         if key == RUN:
@@ -41,7 +41,7 @@ class Arranged:
     groups: tuple[Group, ...]
     keys: tuple[RowKey, ...]                    # as asked for, then those added to tell rows apart
     added: tuple[str, ...]                      # keys that were added
-    unseen: dict[str, tuple[str, ...]]          # keys that differ between rows and head none: key -> their values
+    unseen: dict[str, tuple[str, ...]]          # keys that differ between rows and head none
 
 
 def canonical(value: Any) -> str:
@@ -73,7 +73,7 @@ def _added_title(key: str, added: Sequence[str]) -> str | None:
     return None
 
 
-# -- grouping -----------------------------------------------------------------------------------------------------------
+# -- grouping ------------------------------------------------------------------------------------------------
 
 
 def facts(record: Record, over: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _spec_facts(record: Record, over: Sequence[str]) -> dict[str, Any]:
 
 
 def group(records: Iterable[Record], over: Sequence[str]) -> list[Group]:
-    """Runs whose facts and spec are equal but for `over`. Two runs with equal `over` values never share a group."""
+    """Runs whose facts and spec are equal but for `over`; two with equal `over` values share no group."""
     alike: dict[Hashable, list[Record]] = {}
     for record in records:
         known = {k: v for k, v in facts(record, over).items() if k != DATA}
@@ -133,7 +133,8 @@ def _by_training_images(records: list[Record]) -> list[list[Record]]:
 
 def among(record: Record, over: Sequence[str]) -> str:
     """What names a run within its row: 'seed 2'."""
-    return ", ".join(f"{o.rpartition('.')[2]} {plain(over_value(record, o))}" for o in over) or f"run {record.train_id}"
+    named = [f"{o.rpartition('.')[2]} {plain(over_value(record, o))}" for o in over]
+    return ", ".join(named) or f"run {record.train_id}"
 
 
 def over_value(record: Record, key: str) -> Any:
@@ -141,7 +142,7 @@ def over_value(record: Record, key: str) -> Any:
     return record.fields.get(key, record.fields.get(f"{key}.name", ABSENT))
 
 
-# -- telling rows apart ---------------------------------------------------------------------------------------------------
+# -- telling rows apart --------------------------------------------------------------------------------------
 
 
 def distinguishing(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
@@ -187,14 +188,13 @@ def _unseen(groups: Sequence[Group], shown: set[str]) -> dict[str, tuple[str, ..
     """Settings that differ between rows though no header shows them: the table must say so."""
     found: dict[str, tuple[str, ...]] = {}
     for key in _differing_facts(groups):
-        values = sorted({canonical(g.fact(key)): g.fact(key) for g in groups if g.fact(key) is not ABSENT}.items(),
-                        key=lambda item: _rank(item[1]))
+        values = {canonical(v): v for g in groups if (v := g.fact(key)) is not ABSENT}
         if key not in shown and key != DATA and len(values) > 1:
-            found[key] = tuple(plain(v) for _, v in values)
+            found[key] = tuple(plain(v) for v in sorted(values.values(), key=_rank))
     return found
 
 
-# -- order and text -------------------------------------------------------------------------------------------------------
+# -- order and text ------------------------------------------------------------------------------------------
 
 
 def _rank(value: Any) -> tuple[int, Any]:
@@ -218,10 +218,13 @@ def ordered_groups(groups: Sequence[Group], keys: Sequence[RowKey]) -> list[Grou
         def position(g: Group, key: RowKey = key, titles: dict[Any, str] = known) -> int:
             value = g.fact(key.resolved)
             names = [value, titles.get(value)] if isinstance(value, str) else [value]
-            return next((i for i, v in enumerate(key.order) if any(type(v) is type(n) and v == n for n in names)),
-                        len(key.order))
+            meant = (i for i, v in enumerate(key.order) if any(canonical(v) == canonical(n) for n in names))
+            return next(meant, len(key.order))
 
-        ordered.sort(key=lambda g, key=key: _rank(g.fact(key.resolved)), reverse=key.descending)
+        def rank(g: Group, name: str = key.resolved) -> tuple[int, Any]:
+            return _rank(g.fact(name))
+
+        ordered.sort(key=rank, reverse=key.descending)
         ordered.sort(key=position)
     return ordered
 

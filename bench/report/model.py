@@ -12,7 +12,7 @@ SECTIONS = ("parameters", "cost", "layout", "monitors")
 
 
 def is_property(key: str) -> bool:
-    """A dotted key into a record: parameters.total, cost.images_per_second, layout.num_tokens, monitors.usage."""
+    """A dotted key into a record: parameters.total, cost.seconds, layout.num_tokens, monitors.usage."""
     section, dot, _ = key.partition(".")
     return bool(dot) and section in SECTIONS
 

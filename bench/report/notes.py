@@ -1,15 +1,16 @@
-"""What is said under a table: averaging, conditions, images, stamp. Pure functions of the records. Torch-free."""
+"""What is said under a table: averaging, conditions, images, stamp. Torch-free."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
 from bench.report.grouping import ABSENT, Arranged, canonical, over_value, plain
 from bench.report.model import Column
 from bench.results import DataRecord, Record
+
 
 def table_notes(
     arranged: Arranged, runs: Sequence[Record], columns: Sequence[Column], over: Sequence[str], common_n: int
@@ -31,9 +32,8 @@ def table_notes(
     notes += _how_measured(runs, columns)
     if units := [f"{c.title} in {c.unit}" for c in columns if c.unit not in ("", "share") and c.measured]:
         notes.append(f"Units: {', '.join(units)}.")
-    left_out = {s: tuple(sorted({f for r in runs if s in r.data for f in r.data[s].left_out})) for s in ("train", "test")}
-    for split, files in left_out.items():
-        if files:
+    for split in ("train", "test"):
+        if files := sorted({f for r in runs if split in r.data for f in r.data[split].left_out}):
             notes.append(f"Left out as unreadable ({split}): {_few(files)}.")
     if any(c.direction != "none" for c in columns) and len(arranged.groups) > 1:
         notes.append("Bold: best; underlined: second best (of unrounded means).")
@@ -58,17 +58,19 @@ def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str
     notes = []
     named: dict[str, list[str]] = {}
     for column in columns:
-        values = [v for r in runs if r.trained for v in r.values.values() if v.name == column.key and v.number is not None]
+        every = [v for r in runs if r.trained for v in r.values.values() if v.name == column.key]
+        values = [v for v in every if v.number is not None]
         for protocol in sorted({v.protocol for v in values}):
             named.setdefault(protocol, []).append(column.title)
         details = sorted({k for v in values if v.window is not None for k in v.details})
         spans = [(k, [x for v in values if (x := v.details.get(k)) is not None]) for k in details]
-        if shown := [f"{k} {_span(numbers)}" for k, numbers in spans if numbers]:
-            notes.append(f"{column.title}: {', '.join(shown)}.")
+        if parts := [f"{k} {_span(numbers)}" for k, numbers in spans if numbers]:
+            notes.append(f"{column.title}: {', '.join(parts)}.")
     if len(named) == 1:
         notes.insert(0, f"Measuring protocol: {next(iter(named))}.")
     elif named:
-        notes.insert(0, "Measuring protocols: " + "; ".join(f"{p} ({', '.join(c)})" for p, c in named.items()) + ".")
+        shown = [f"{protocol} ({', '.join(titles)})" for protocol, titles in named.items()]
+        notes.insert(0, f"Measuring protocols: {'; '.join(shown)}.")
     return notes
 
 
@@ -90,10 +92,11 @@ def images_text(records: Sequence[Record]) -> str:
     """'train: 2,822 of 162,770 images; test: 705 of 19,962'; '' where no run recorded any."""
     parts = []
     for split in ("train", "test"):
-        used = {canonical((d.fingerprint, d.images, d.of)): d for r in records if (d := r.data.get(split)) is not None}
+        found = [r.data[split] for r in records if split in r.data]
+        used = sorted({(d.images, d.of or 0, d.fingerprint): d for d in found}.items())
         if used:
-            shown = [count_of(d) for _, d in sorted(used.items())]
-            alike = [f"{count_of(d)} ({d.fingerprint[:8]})" for _, d in sorted(used.items())]
+            shown = [count_of(d) for _, d in used]
+            alike = [f"{count_of(d)} ({d.fingerprint[:8]})" for _, d in used]
             parts.append(f"{split}: {' and '.join(shown if len(set(shown)) == len(shown) else alike)}")
     if not parts:
         return ""
@@ -105,11 +108,13 @@ def stamp(runs: Sequence[Record], suite: str) -> str:
     commits = sorted({str(c)[:12] + ("+dirty" if r.provenance.get("dirty") else "")
                       for r in runs if (c := r.provenance.get("commit"))})
     images = {images_text([r]) for r in runs} - {""}
+    used = "images: see footnotes" if images else "images not recorded"
+    used = images.pop() if len(images) == 1 else used
     parts = [f"suite {suite}" if suite else "", f"identity {identity(runs)}",
              f"commit {_few(commits, 4)}" if commits else "commit unknown",
              _latest([str(f) for r in runs if (f := r.provenance.get("finished"))]) or "no date",
              f"{len(runs)} run{'' if len(runs) == 1 else 's'}",
-             images.pop() if len(images) == 1 else "images: see footnotes" if images else "images not recorded"]
+             used]
     return " · ".join(p for p in parts if p)
 
 
@@ -120,13 +125,13 @@ def identity(runs: Iterable[Record]) -> str:
 
 
 def _latest(dates: Sequence[str]) -> str:
+    """Day of the last of these ISO times; one without a zone is in UTC, whatever this machine's zone is."""
+
     def moment(text: str) -> tuple[float, str]:
         try:
             when = datetime.fromisoformat(text)
         except ValueError:
-            return (-math.inf, text)
-        # a date without a zone counts as UTC, so that no machine's own zone matters
-        return ((when - datetime(1970, 1, 1, tzinfo=when.tzinfo)).total_seconds()
-                - (when.utcoffset().total_seconds() if when.tzinfo and when.utcoffset() else 0.0), text)
+            return -math.inf, text
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp(), text
 
     return max(dates, key=moment, default="")[:10]

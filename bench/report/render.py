@@ -13,10 +13,10 @@ from bench.report.tables import build_table
 from bench.results import Record, replace_file
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --dim: #5b6470; --line: #d5dae0; --page: #fff; --soft: #f5f7f9;
-  --link: #0a58ca; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --dim: #98a2ad; --line: #363d46; --page: #14171b;
-  --soft: #1d2227; --link: #7db4ff; } }
+:root { color-scheme: light dark; --ink: #1b1f24; --dim: #5b6470; --line: #d5dae0; --page: #fff;
+  --soft: #f5f7f9; --link: #0a58ca; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --dim: #98a2ad; --line: #363d46;
+  --page: #14171b; --soft: #1d2227; --link: #7db4ff; } }
 body { margin: 2.5rem auto; max-width: 72rem; padding: 0 1.25rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.125rem; margin: 2.5rem 0 .5rem; }
@@ -48,13 +48,14 @@ def render_suite(
 ) -> list[Path]:
     """Write reports/<name>/ and return its files; those whose content is unchanged are not touched.
 
-    table.md and table.html hold all tables of the suite; table.tex and table.csv the first one, table-<name>.tex and
-    table-<name>.csv each further one. Raises BadInput naming the folder where it cannot be written.
+    table.md and table.html hold all tables of the suite; table.tex and table.csv the first, table-<name>.tex
+    and table-<name>.csv each further one. Raises BadInput naming the folder where it cannot be written.
     """
     tables = build_tables(name, records, report)
     if not tables:
         return []
-    files = {"table.md": markdown_page(name, question, tables), "table.html": html_page(name, question, tables)}
+    files = {"table.md": markdown_page(name, question, tables)}
+    files["table.html"] = html_page(name, question, tables)
     for i, table in enumerate(tables):
         stem = f"table-{table.name}" if i else "table"
         files |= {f"{stem}.tex": to_latex(table), f"{stem}.csv": to_csv(table)}
@@ -65,10 +66,9 @@ def render_suite(
 
 def markdown_page(name: str, question: str, tables: Sequence[Table]) -> str:
     """The suite's question and its tables, each under its heading."""
-    parts = [f"# {escape_markdown(name)}\n", f"{escape_markdown(question)}\n"] if question else [f"# {escape_markdown(name)}\n"]
+    parts = [f"# {escape_markdown(name)}\n", f"{escape_markdown(question)}\n"]
     for table in tables:
-        parts += [f"## {escape_markdown(table.title)}\n"] if len(tables) > 1 or table.title else []
-        parts.append(to_markdown(table))
+        parts += [f"## {escape_markdown(table.title)}\n", to_markdown(table)]
     return "\n".join(parts)
 
 

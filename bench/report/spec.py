@@ -26,7 +26,7 @@ Scalar = bool | int | float | str | None
 def _as_tuple(value: Any) -> Any:
     if isinstance(value, str):
         return (value,)
-    return tuple(value) if isinstance(value, list) else value       # a strict tuple takes no list from a validator
+    return tuple(value) if isinstance(value, list) else value   # strict tuples take no list from a validator
 
 
 class Frozen(BaseModel):
@@ -36,11 +36,11 @@ class Frozen(BaseModel):
 class RowKey(Frozen):
     """A key whose values head the rows: a dotted key of the suite, or of a component."""
 
-    key: str                                # tokenizer, tokenizer.quantizer, tokenizer.quantizer.codebook_size, ...
+    key: str                                # tokenizer, tokenizer.quantizer.codebook_size, ...
     title: str | None = None                # heading; default: see ROW_TITLES
     link: bool = False                      # link a component's title to its source file
     descending: bool = False                # largest first
-    order: tuple[Scalar, ...] = ()          # these values (of a component: its name or title) first, in this order
+    order: tuple[Scalar, ...] = ()          # these values (a component: name or title) first
 
     @property
     def resolved(self) -> str:
@@ -58,9 +58,9 @@ class RowKey(Frozen):
 class ColumnKey(Frozen):
     """A measured value by its name, or a dotted key into parameters, cost, layout or monitors."""
 
-    key: str                                # psnr, usage_window, parameters.total, cost.images_per_second, ...
+    key: str                                # psnr, usage_window, parameters.total, ...
     title: str | None = None                # heading; default: the metric's own title
-    decimals: Annotated[int, Field(ge=0, le=12)] | None = None      # default: the metric's own; of per cent: 2
+    decimals: Annotated[int, Field(ge=0, le=12)] | None = None      # default: the metric's; per cent: 2
 
 
 class TableSpec(Frozen):
@@ -113,10 +113,11 @@ class ReportSpec(Frozen):
 
     @model_validator(mode="after")
     def _names_differ(self) -> ReportSpec:
-        for kind, names in (("tables", [t.name for t in self.tables]), ("figures", [f.name for f in self.figures])):
+        for kind, parts in (("tables", self.tables), ("figures", self.figures)):
+            names = [part.name for part in parts]
             if double := next((n for n in names if names.count(n) > 1), None):
                 raise ValueError(f"two {kind} are called {double!r}; give each its own name")
         for figure in self.figures:
             if figure.name in ("table", "curves") or figure.name.startswith("table-"):
-                raise ValueError(f"a figure cannot be called {figure.name!r}: tables and curves have files of that name")
+                raise ValueError(f"a figure cannot be called {figure.name!r}: that name is taken")
         return self

@@ -15,15 +15,41 @@ from typing import Any
 
 from bench.errors import BadInput
 from bench.registry import signature
+from bench.report.formats import terminal_table, to_csv, to_html, to_latex, to_markdown
 from bench.report.grouping import (
-    ABSENT, DASH, DATA, RUN, Arranged, Group, among, arrange, canonical, component_titles, plain,
+    ABSENT,
+    DASH,
+    DATA,
+    RUN,
+    Arranged,
+    Group,
+    among,
+    arrange,
+    canonical,
+    component_titles,
+    plain,
 )
-from bench.report.model import ARROWS, SECTIONS, Cell, Column, Direction, Header, Mark, Row, Table, is_property
+from bench.report.model import (
+    ARROWS,
+    SECTIONS,
+    Cell,
+    Column,
+    Direction,
+    Header,
+    Mark,
+    Row,
+    Table,
+    is_property,
+)
 from bench.report.notes import count_of, images_text, stamp, table_notes
 from bench.report.spec import ColumnKey, RowKey, TableSpec
 from bench.results import Record, Value
 
-STATIC = ("layout", "parameters")        # known of a run that failed, too
+__all__ = ["build_table", "terminal_table", "to_csv", "to_html", "to_latex", "to_markdown"]
+
+BuiltColumn = tuple[Column, tuple[Cell, ...]]
+STATIC = ("layout", "parameters")       # known of a run that failed, too
+
 #: headings, and for numbers their (factor, decimals), of columns that are no measured values
 DOTTED = {
     "parameters.total": ("parameters", 1, 0),
@@ -36,7 +62,10 @@ DOTTED = {
 
 
 def build_table(records: Iterable[Record], spec: TableSpec, suite: str = "") -> Table:
-    """The table of these runs. Debug runs are left out unless all runs are. Raises BadInput for an unknown row key."""
+    """The table of these runs. Debug runs are left out unless all are debug runs.
+
+    Raises BadInput for a row key that no run has, and for a column key of an unknown kind.
+    """
     all_runs = sorted(records, key=lambda r: r.train_id)
     runs = [r for r in all_runs if not r.debug] or all_runs
     over = spec.over_keys()
@@ -44,7 +73,8 @@ def build_table(records: Iterable[Record], spec: TableSpec, suite: str = "") -> 
     built = [_column(key, arranged.groups, over) for key in spec.column_keys()]
     common_n = _common_n([cell for column, cells in built for cell in cells if column.measured])
     numbers = [_show_n(cells, common_n) if column.measured else cells for column, cells in built]
-    rows = [Row(headers, tuple(cells[i] for cells in numbers)) for i, headers in enumerate(_headers(arranged, over))]
+    headers = _headers(arranged, over)
+    rows = [Row(h, tuple(cells[i] for cells in numbers)) for i, h in enumerate(headers)]
     lettered, footnotes = _lettered(rows)
     return Table(
         name=spec.name,
@@ -60,7 +90,7 @@ def build_table(records: Iterable[Record], spec: TableSpec, suite: str = "") -> 
 
 
 def _lettered(rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[tuple[str, str], ...]]:
-    """Sentences at cells become marks a, b, ..., z, aa, ... in reading order; the same sentence gets the same mark."""
+    """Sentences at cells become marks a, b, ..., z, aa, ... in reading order; equal sentences share one."""
     marks: dict[str, str] = {}
 
     def mark(sentences: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,17 +111,23 @@ def _letters(index: int) -> str:
     return (_letters(head - 1) if head else "") + chr(ord("a") + last)
 
 
-# -- row headers ----------------------------------------------------------------------------------------------------------
+# -- row headers ---------------------------------------------------------------------------------------------
 
 
 def _headers(arranged: Arranged, over: Sequence[str]) -> list[tuple[Header, ...]]:
-    """Row headers with their spans; sentences on the row are at its last header, which no other row shares."""
+    """Row headers with spans; sentences on the row are at its last header, which no other row shares."""
     groups, keys = arranged.groups, arranged.keys
-    table = [[_header(k, groups, g) for k in keys] for g in groups]
+    titles = {k.resolved: component_titles(groups, k.resolved) for k in keys}
+    images_of = _training_images(groups) if DATA in titles else []
+    table = [[_header(k, g, titles[k.resolved]) for k in keys] for g in groups]
+    for j in (j for j, k in enumerate(keys) if k.resolved == DATA):
+        for row, text in zip(table, images_of, strict=True):
+            row[j] = replace(row[j], text=text)
     for j in range(len(keys)):
         for i in reversed(range(1, len(groups))):
             above, here = groups[i - 1], groups[i]
-            if all(canonical(here.fact(k.resolved)) == canonical(above.fact(k.resolved)) for k in keys[:j + 1]):
+            prefix = [k.resolved for k in keys[: j + 1]]
+            if all(canonical(here.fact(k)) == canonical(above.fact(k)) for k in prefix):
                 table[i - 1][j] = replace(table[i - 1][j], span=table[i - 1][j].span + table[i][j].span)
                 table[i][j] = replace(table[i][j], span=0)
     images = {images_text(g.records) for g in groups} - {""}
@@ -103,30 +139,27 @@ def _headers(arranged: Arranged, over: Sequence[str]) -> list[tuple[Header, ...]
     return [tuple(row) for row in table]
 
 
-def _header(key: RowKey, groups: Sequence[Group], group: Group) -> Header:
-    name = key.resolved
-    value = group.fact(name)
-    if name == DATA:
-        return Header(value, _training_images(groups, group))
-    if name == RUN:
+def _header(key: RowKey, group: Group, titles: dict[Any, str]) -> Header:
+    value = group.fact(key.resolved)
+    if key.resolved == RUN:
         return Header(value, str(value)[:12])
-    titles = component_titles(groups, name)
-    if isinstance(value, str) and value in titles:
-        found = next(r.components[name] for g in groups for r in g.records
-                     if name in r.components and r.components[name].name == value)
-        return Header(value, titles[value], found.source if key.link else None)
+    component = next((c for r in group.records if (c := r.components.get(key.resolved)) is not None), None)
+    if component is not None:
+        return Header(value, titles[component.name], component.source if key.link else None)
     return Header(None if value is ABSENT else value, plain(value))
 
 
-def _training_images(groups: Sequence[Group], group: Group) -> str:
-    def text(g: Group) -> str:
+def _training_images(groups: Sequence[Group]) -> list[str]:
+    """'2,822 of 162,770' for each group, with a fingerprint where equally many images are different ones."""
+    texts = []
+    for g in groups:
         data = next((r.data["train"] for r in g.records if "train" in r.data), None)
-        return count_of(data) if data is not None else plain(g.fact(DATA))
-
-    shown = text(group)
-    value = group.fact(DATA)
-    alike = {canonical(g.fact(DATA)) for g in groups if text(g) == shown}
-    return f"{shown} ({str(value[0])[:8]})" if len(alike) > 1 and isinstance(value, list) else shown
+        texts.append(count_of(data) if data is not None else plain(g.fact(DATA)))
+    different: dict[str, set[str]] = {}
+    for text, g in zip(texts, groups, strict=True):
+        different.setdefault(text, set()).add(canonical(g.fact(DATA)))
+    return [f"{text} ({str(fact[0])[:8]})" if len(different[text]) > 1 and isinstance(fact, list) else text
+            for text, fact in zip(texts, (g.fact(DATA) for g in groups), strict=True)]
 
 
 def _ended(group: Group, over: Sequence[str]) -> list[str]:
@@ -139,10 +172,10 @@ def _ended(group: Group, over: Sequence[str]) -> list[str]:
             for why, runs in reasons.items()]
 
 
-# -- columns --------------------------------------------------------------------------------------------------------------
+# -- columns -------------------------------------------------------------------------------------------------
 
 
-def _column(key: ColumnKey, groups: Sequence[Group], over: Sequence[str]) -> tuple[Column, tuple[Cell, ...]]:
+def _column(key: ColumnKey, groups: Sequence[Group], over: Sequence[str]) -> BuiltColumn:
     """Heading and cells; the notes of a cell are sentences still."""
     if "." in key.key and not is_property(key.key):
         raise BadInput(f"report: columns: {key.key!r} is no value name, and no key of {', '.join(SECTIONS)}")
@@ -176,12 +209,13 @@ def _measured(group: Group, name: str) -> dict[str, Measured]:
             doubt = () if len(numbers) == 1 else (
                 f"measured more than once under the same conditions, with different results "
                 f"({', '.join(repr(x) for x in numbers)}); the first is shown",)
-            found[text] = Measured(before.conditions, (*before.values, (record, values[0])), before.doubtful + doubt)
+            runs = (*before.values, (record, values[0]))
+            found[text] = Measured(before.conditions, runs, before.doubtful + doubt)
     return found
 
 
-def _value_column(key: ColumnKey, groups: Sequence[Group], over: Sequence[str]) -> tuple[Column, tuple[Cell, ...]]:
-    """Numbers under the conditions that most rows share are compared; others are shown, marked and not compared."""
+def _value_column(key: ColumnKey, groups: Sequence[Group], over: Sequence[str]) -> BuiltColumn:
+    """Numbers under the conditions that most rows share are compared; others are shown with a footnote."""
     measured = [_measured(g, key.key) for g in groups]
     preferred = _by_preference(measured)
     main = preferred[0] if preferred else None
@@ -208,7 +242,7 @@ def _value_column(key: ColumnKey, groups: Sequence[Group], over: Sequence[str]) 
 
 
 def _by_preference(measured: Sequence[dict[str, Measured]]) -> list[str]:
-    """Conditions that most rows share come first; of equally frequent ones, the newest revision of the metric."""
+    """Conditions that most rows share come first; of equally frequent ones, the metric's newest revision."""
     counts = Counter(text for m in measured for text in m)
     conditions = {text: one.conditions for m in measured for text, one in m.items()}
 
@@ -219,15 +253,17 @@ def _by_preference(measured: Sequence[dict[str, Measured]]) -> list[str]:
     return sorted(counts, key=preference)
 
 
-def measured_numbers(group: Group, key: str, groups: Sequence[Group]) -> list[tuple[Record, float]]:
-    """The numbers behind a group's cell of a column, run by run."""
+def comparable_numbers(groups: Sequence[Group], key: str) -> list[list[tuple[Record, float]]]:
+    """The numbers behind each cell of a column, run by run; [] where they are not to be compared."""
     if is_property(key):
         section, _, name = key.partition(".")
-        found = [(r, getattr(r, section).get(name)) for r in group.records if r.trained or section in STATIC]
-        return [(r, x) for r, x in found if isinstance(x, int | float) and not isinstance(x, bool)]
-    here = _measured(group, key)
-    chosen = next((text for text in _by_preference([_measured(g, key) for g in groups]) if text in here), None)
-    return [] if chosen is None else [(r, v.number) for r, v in here[chosen].values if v.number is not None]
+        found = [[(r, getattr(r, section).get(name)) for r in g.records if r.trained or section in STATIC]
+                 for g in groups]
+        return [[(r, x) for r, x in runs if isinstance(x, int | float)] for runs in found]
+    measured = [_measured(g, key) for g in groups]
+    usual = next(iter(_by_preference(measured)), "")
+    return [[(r, v.number) for r, v in here[usual].values if v.number is not None] if usual in here else []
+            for here in measured]
 
 
 def _missing(group: Group, name: str, over: Sequence[str], otherwise: str = "not measured") -> Cell:
@@ -246,14 +282,16 @@ def _absent_runs(group: Group, name: str, used: set[str], over: Sequence[str]) -
     for r in group.records:
         if r.trained and r.train_id not in used:
             mine = [v for _, v in sorted(r.values.items()) if v.name == name]
-            why = "measured under other conditions" if any(v.number is not None for v in mine) else "not measured"
+            measured = any(v.number is not None for v in mine)
+            why = "measured under other conditions" if measured else "not measured"
             notes.append(f"without {among(r, over)}: {next((v.reason for v in mine if v.reason), why)}")
     return notes
 
 
 def _difference(conditions: dict[str, Any], main: dict[str, Any]) -> str:
-    differ = [k for k in sorted({*conditions, *main}) if conditions.get(k, ABSENT) != main.get(k, ABSENT)]
-    return ", ".join(f"{k} {plain(conditions.get(k, ABSENT))} instead of {plain(main.get(k, ABSENT))}" for k in differ)
+    pairs = [(k, conditions.get(k, ABSENT), main.get(k, ABSENT)) for k in sorted({*conditions, *main})]
+    differ = [f"{k} {plain(mine)} instead of {plain(usual)}" for k, mine, usual in pairs if mine != usual]
+    return ", ".join(differ)
 
 
 def _heading(key: ColumnKey, groups: Sequence[Group], sample: Value | None) -> tuple[Column, int]:
@@ -286,7 +324,7 @@ def _heading(key: ColumnKey, groups: Sequence[Group], sample: Value | None) -> t
     return Column(key.key, title, direction if direction in ARROWS else "none", unit), decimals
 
 
-def _property_column(key: ColumnKey, groups: Sequence[Group], over: Sequence[str]) -> tuple[Column, tuple[Cell, ...]]:
+def _property_column(key: ColumnKey, groups: Sequence[Group], over: Sequence[str]) -> BuiltColumn:
     """What the record says of the run besides measured values; nothing is best here."""
     section, _, name = key.key.partition(".")
     title, factor, decimals = DOTTED.get(key.key, (name.replace("_", " ").replace(".", " "), 1, None))
@@ -311,7 +349,7 @@ def _property_column(key: ColumnKey, groups: Sequence[Group], over: Sequence[str
     return Column(key.key, key.title if key.title is not None else title), tuple(cells)
 
 
-# -- numbers --------------------------------------------------------------------------------------------------------------
+# -- numbers -------------------------------------------------------------------------------------------------
 
 
 def format_number(x: float, unit: str, decimals: int) -> str:
@@ -329,12 +367,13 @@ def _number_cell(numbers: Sequence[float], show: Any) -> Cell:
 
 
 def _mark_best(cells: Sequence[Cell], comparable: Sequence[bool], direction: Direction) -> list[Cell]:
-    """Best and second of the unrounded means; equal numbers share a mark. Nothing where there is nothing to compare."""
+    """Best and second of the unrounded means; equal numbers share a mark. A single number beats nothing."""
     numbers = [c.number for c, ok in zip(cells, comparable, strict=True) if ok and c.number is not None]
     if direction == "none" or len(numbers) < 2:
         return list(cells)
     ranked = sorted(set(numbers), reverse=direction == "higher")
-    marks: dict[float, Mark] = dict(zip(ranked, ("best", "second"), strict=False))      # type: ignore[arg-type]
+    places: tuple[Mark, ...] = ("best", "second")
+    marks = dict(zip(ranked, places, strict=False))
     return [replace(c, mark=marks.get(c.number, "")) if ok and c.number is not None else c
             for c, ok in zip(cells, comparable, strict=True)]
 
@@ -345,4 +384,7 @@ def _common_n(cells: Sequence[Cell]) -> int:
 
 
 def _show_n(cells: Sequence[Cell], common: int) -> tuple[Cell, ...]:
-    return tuple(replace(c, text=f"{c.text} (n={c.n})") if c.number is not None and c.n != common else c for c in cells)
+    def shown(c: Cell) -> Cell:
+        return c if c.number is None or c.n == common else replace(c, text=f"{c.text} (n={c.n})")
+
+    return tuple(map(shown, cells))

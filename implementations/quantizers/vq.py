@@ -12,9 +12,10 @@ from bench.interfaces import Quantizer
 from bench.registry import register
 from bench.types import LatentShape, QuantizerOutput, TokenLayout
 from implementations.search.entropy import assignment_entropy
-from implementations.search.initial import initial_codebook
+from implementations.search.initial import drawn_from, initial_codebook
 from implementations.search.lookup import straight_through_lookup
 from implementations.search.nearest import nearest_codes
+from implementations.search.precision import without_autocast
 
 
 @register("quantizer", "vq")
@@ -36,7 +37,7 @@ class VQ(Quantizer):
         *,
         codebook_size: int = 512,
         codebook_dim: int | None = None,
-        init: Literal["uniform", "kaiming", "variance", "normal"] = "uniform",
+        init: Literal["uniform", "kaiming", "variance", "normal", "samples"] = "uniform",
         normalize: Literal["none", "codes", "both"] = "none",
         entropy: bool = False,
         entropy_temperature: float = 0.01,
@@ -46,16 +47,21 @@ class VQ(Quantizer):
         self.codebook = nn.Parameter(initial_codebook(codebook_size, dim, init))        # [K, D]
         self.input_dim = self.output_dim = dim
         self.layout = TokenLayout(latent.positions, (codebook_size,), (latent.grid,) if latent.grid else ())
+        self.started = init != "samples"            # a Python flag: a tensor in an `if` would synchronise
         self.normalize, self.entropy, self.entropy_temperature = normalize, entropy, entropy_temperature
         self.loss_weights = {"commitment": 0.25, "codebook": 1.0}
         if entropy:
             self.loss_weights["entropy"] = 0.1
 
     def forward(self, latents: Tensor) -> QuantizerOutput:
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents):
             z = latents.float().flatten(0, 1)                                           # [N, D]
             if self.normalize == "both":
                 z = F.normalize(z, dim=1)
+            if self.training and not self.started:
+                with torch.no_grad():
+                    self.codebook.copy_(drawn_from(z, len(self.codebook)))
+                self.started = True
             table = self._table()
             codes = nearest_codes(F.normalize(z, dim=1) if self.normalize == "codes" else z, table)
             q, commitment, codebook = straight_through_lookup(z, table, codes)
@@ -63,6 +69,12 @@ class VQ(Quantizer):
             if self.entropy:
                 losses["entropy"] = assignment_entropy(z, table, self.entropy_temperature)
         return QuantizerOutput(q.view_as(latents).to(latents.dtype), codes.view(*latents.shape[:2], 1), losses)
+
+    def get_extra_state(self) -> dict[str, bool]:
+        return {"started": self.started}
+
+    def set_extra_state(self, state: dict[str, bool]) -> None:
+        self.started = state["started"]
 
     def lookup(self, codes: Tensor) -> Tensor:
         return F.embedding(codes[..., 0], self._table())

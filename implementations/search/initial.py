@@ -7,14 +7,27 @@ import math
 import torch
 from torch import Tensor
 
+from bench.distributed import derived_seed, gather
+
 
 def initial_codebook(codebook_size: int, dim: int, init: str) -> Tensor:
     """[K, D] float32. `uniform` U(+-1/K) (most VQ code), `kaiming` U(+-sqrt(6/D)), `variance` U(+-sqrt(3/D)),
-    `normal` N(0, 1). Raises ValueError for an empty table."""
+    `normal` N(0, 1); `samples` are drawn from the latents of the first training batch, see `drawn_from`.
+    Raises ValueError for an empty table."""
     if codebook_size < 1 or dim < 1:
         raise ValueError(f"a codebook needs at least one code of at least one number, got {codebook_size} x {dim}")
     table = torch.empty(codebook_size, dim)
-    if init == "normal":
+    if init in ("normal", "samples"):
         return table.normal_()
     bound = {"uniform": 1 / codebook_size, "kaiming": math.sqrt(6 / dim), "variance": math.sqrt(3 / dim)}[init]
     return table.uniform_(-bound, bound)
+
+
+@torch.no_grad()
+def drawn_from(latents: Tensor, codebook_size: int) -> Tensor:
+    """latents [N, D] of one process -> [K, D] drawn from those of all processes, without repetition where they
+    suffice; the same draw on every process, and the same for any number of them."""
+    candidates = gather(latents.detach())
+    generator = torch.Generator().manual_seed(derived_seed("first codes", len(candidates), codebook_size))
+    order = torch.randperm(len(candidates), generator=generator)
+    return candidates[order.repeat(-(-codebook_size // len(order)))[:codebook_size].to(candidates.device)]

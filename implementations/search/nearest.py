@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from implementations.search.precision import without_autocast
+
 BLOCK_BYTES = 4 * 2**20         # CPU: flat between 2 and 8 MiB; above, every temporary is mapped anew
 BLOCK_BYTES_CUDA = 256 * 2**20
 
@@ -20,7 +22,7 @@ def nearest_codes(latents: Tensor, codebook: Tensor) -> Tensor:
     n, k = len(latents), len(codebook)
     if latents.is_meta:
         return torch.empty(n, dtype=torch.int64, device="meta")
-    with torch.autocast(latents.device.type, enabled=False):
+    with without_autocast(latents):
         z, e = latents.detach().float(), codebook.detach().float()
         offset = e.square().sum(1).mul_(-0.5)                               # [K]
         if z.is_cuda:

@@ -1,0 +1,99 @@
+"""Which code made a number: commit, changes to it, versions. No paths and no host names. Torch-free."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from bench.runs import write_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("bench", "implementations", "pyproject.toml")      # results and reports change with every run
+PACKAGES = (
+    "tokenizer-bench", "torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow", "einops", "lpips",
+    "torch-fidelity", "submitit", "pydantic", "PyYAML", "pyarrow",
+)
+
+
+def provenance(places: object = None, *, packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
+    """commit, dirty, diff (a digest of what is not committed), versions, python, platform; for a record.
+
+    `places` is not looked at, since records name no place.
+    commit, dirty and diff are None where the code is not in its own git repository (installed from a wheel).
+    """
+    commit, changes = git_state()
+    return {
+        "commit": commit,
+        "dirty": None if commit is None else bool(changes),
+        "diff": hashlib.sha256(changes).hexdigest()[:16] if changes else None,
+        "versions": versions(packages),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+    }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions by distribution name, from metadata; what is not installed is left out."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_digest(files: Iterable[Path]) -> str:
+    """Digest of source files: their names inside the project and their bytes, in any order and place."""
+    digest = hashlib.sha256()
+    for name, file in sorted((_name(file), file) for file in {Path(f).resolve() for f in files}):
+        content = file.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
+
+
+@functools.cache
+def git_state(root: Path = ROOT) -> tuple[str | None, bytes]:
+    """(commit, the code that is not committed, as a patch with untracked files), as first seen."""
+    own = root / "bench" / "__init__.py"
+    if _git(root, "ls-files", "--error-unmatch", "--", str(own)) is None:
+        return None, b""            # no git, no repository, or somebody else's that we were installed inside
+    commit = _git(root, "rev-parse", "HEAD")
+    if commit is None:
+        return None, b""
+    code = [name for name in CODE if (root / name).exists()]
+    plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--binary")
+    changes = _git(root, "diff", *plain, "HEAD", "--", *code)
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z", "--", *code)
+    patch = changes or b""
+    for name in sorted((untracked or b"").decode().split("\0")):
+        if name and (root / name).is_file():
+            patch += f"\n+++ untracked {name}\n".encode() + (root / name).read_bytes()
+    return commit.decode().strip(), patch
+
+
+def _git(root: Path, *arguments: str) -> bytes | None:
+    try:
+        found = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout if found.returncode == 0 else None
+
+
+def save_code(folder: Path) -> None:
+    """Into a run's code/ at submission: provenance.json and, where there are changes, changes.patch."""
+    facts = provenance()
+    write_atomic(folder / "provenance.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    if changes := git_state()[1]:
+        write_atomic(folder / "changes.patch", changes)
