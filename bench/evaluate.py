@@ -51,8 +51,8 @@ def measure(
 
     The tokenizer is on `device`; it runs in eval mode, in its own precision without autocast, and gets its
     training modes back. Every process of the group calls this with the whole split, passes its contiguous
-    share, and gets the result for all of it. `grid` is where the main process writes a PNG of the first images
-    beside their reconstructions. `progress(done, total)` is called after each batch, in this process's images.
+    share, and gets the result for all of it. `grid` is where the main process writes a PNG of the first
+    images beside their reconstructions. `progress(done, total)` follows each batch, in this process's images.
 
     A metric that refuses the combination (Incompatible), and reconstructions that are not finite, give a
     reason instead of a number. Raises BadInput for an empty split or a pretrained network that cannot be had.

@@ -132,7 +132,7 @@ def union(*sources: Iterable[Record]) -> list[Record]:
 
 
 def _merged(earlier: Record, later: Record) -> Record:
-    winner, loser = (later, earlier)
+    winner, loser = (earlier, later) if earlier.trained and not later.trained else (later, earlier)
     values = dict(winner.values)
     for value_id, value in loser.values.items():
         kept = values.get(value_id)

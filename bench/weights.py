@@ -100,8 +100,8 @@ def sentence(names: Iterable[str], places: Places, values: Iterable[str] = ()) -
     files = " and ".join(f"{_known(name).file} ({name}, {_known(name).megabytes} MB)" for name in names)
     looked = " or ".join(str(folder) for folder in _folders(places))
     without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
-    return (f"the pretrained network {files} is not in {looked}: put the file there, or point BENCH_WEIGHTS at "
-            f"a folder that holds it, or run `bench prepare` where there is a network, or measure without it "
+    return (f"the pretrained network {files} is not in {looked}: put the file there, or point BENCH_WEIGHTS "
+            f"at a folder that holds it, or run `bench prepare` where there is a network, or measure without it "
             f"({without} measure.values, in the suite or as measure.values=[...] on the command line)")
 
 
@@ -130,12 +130,13 @@ def download(name: str, places: Places, progress: Callable[[int, int], None] | N
             file.flush()
             os.fsync(file.fileno())
         if not digest.hexdigest().startswith(known.prefix):
-            raise BadInput(f"{known.url}: what came is not the published file (sha256 {digest.hexdigest()[:12]} "
-                           f"for {known.prefix}); try again, or put {known.file} into {target.parent} yourself")
+            got = digest.hexdigest()[:12]
+            raise BadInput(f"{known.url}: what came is not the published file (sha256 {got}, not {known.prefix}); "
+                           f"try again, or put {known.file} into {target.parent} yourself")
         os.replace(part, target)
     except (OSError, http.client.HTTPException) as error:           # URLError is an OSError
-        raise BadInput(f"{known.file} cannot be fetched from {known.url} into {target.parent} ({error}); fetch "
-                       f"it elsewhere and put it there, or into the folder BENCH_WEIGHTS") from error
+        raise BadInput(f"{known.file} cannot be fetched from {known.url} into {target.parent} ({error}); "
+                       f"fetch it elsewhere and put it there, or into the folder BENCH_WEIGHTS") from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)

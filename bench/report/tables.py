@@ -55,7 +55,8 @@ DOTTED = {
     "parameters.total": ("parameters", 1, 0),
     "layout.bits_per_image": ("bits/image", 1, 0),
     "layout.num_tokens": ("tokens/image", 1, 0),
-    "cost.seconds": ("training time (s)", 1, 0),
+    "cost.train_seconds": ("training time (s)", 1, 0),
+    "cost.seconds_per_step": ("ms/step", 1e3, 1),
     "cost.images_per_second": ("images/s", 1, 1),
     "cost.peak_memory_bytes": ("peak memory (GiB)", 2**-30, 2),
 }
