@@ -48,8 +48,8 @@ class CodeHistogram:
         return [level.double() for level in counts.split(list(self.vocab_sizes))]
 
     def details(self, counts: Tensor) -> dict[str, float]:
-        """codes: counted per level. fill: their share of the window. used: distinct codes. ceiling: the usage that
-        so many draws reach on average when all codes are equally likely, 1 - (1 - 1/K)^codes.
+        """codes: counted per level. fill: their share of the window. used: distinct codes. ceiling: the usage
+        that so many draws reach on average when all codes are equally likely, 1 - (1 - 1/K)^codes.
 
         Means over levels.
         """

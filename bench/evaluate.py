@@ -106,7 +106,7 @@ def measure(
             if progress is not None:
                 progress(stop - first, last - first)
 
-    table = distributed.sum_across(table).cpu().numpy()
+    whole = distributed.sum_across(table).cpu().numpy()
     sums = {name: {key: distributed.sum_across(value) for key, value in metric.sums().items()}
             for name, metric in begun.items()}
     if grid is not None:
@@ -114,15 +114,15 @@ def measure(
         if distributed.is_main():
             write_grid(grid, *shown)
 
-    broken = int(table[0].sum())
+    broken = int(whole[0].sum())
     if broken:
         sentence = f"{broken} of {count} reconstructions hold values that are not finite"
         reasons |= dict.fromkeys(begun, sentence)
     measured: dict[str, Measured] = {}
     for name in metrics:
         if name not in reasons:
-            values = table[1 + list(begun).index(name)]
-            per_image = values[:-1].copy() if values[-1] == count else None
+            values_of_all = whole[1 + list(begun).index(name)]
+            per_image = values_of_all[:-1].copy() if values_of_all[-1] == count else None
             measured[name] = _computed(begun[name], sums[name], count, per_image)
         else:
             measured[name] = Measured(None, reasons[name], images=count)

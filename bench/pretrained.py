@@ -29,6 +29,8 @@ class Frozen(nn.Module):
     It follows `.to()`, stays in eval, and has neither parameters nor entries in a state dict.
     """
 
+    network: nn.Module
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         object.__setattr__(self, "network", network.eval().requires_grad_(False))   # not a submodule

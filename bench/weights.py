@@ -101,7 +101,7 @@ def sentence(names: Iterable[str], places: Places, values: Iterable[str] = ()) -
     looked = " or ".join(str(folder) for folder in _folders(places))
     without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
     return (f"the pretrained network {files} is not in {looked}: put the file there, or point BENCH_WEIGHTS "
-            f"at a folder that holds it, or run `bench prepare` where there is a network, or measure without it "
+            f"at a folder that holds it, or run `bench prepare` where there is Internet, or measure without it "
             f"({without} measure.values, in the suite or as measure.values=[...] on the command line)")
 
 
@@ -131,8 +131,8 @@ def download(name: str, places: Places, progress: Callable[[int, int], None] | N
             os.fsync(file.fileno())
         if not digest.hexdigest().startswith(known.prefix):
             got = digest.hexdigest()[:12]
-            raise BadInput(f"{known.url}: what came is not the published file (sha256 {got}, not {known.prefix}); "
-                           f"try again, or put {known.file} into {target.parent} yourself")
+            raise BadInput(f"{known.url}: what came is not the published file (sha256 {got}, expected "
+                           f"{known.prefix}); try again, or put {known.file} into {target.parent} yourself")
         os.replace(part, target)
     except (OSError, http.client.HTTPException) as error:           # URLError is an OSError
         raise BadInput(f"{known.file} cannot be fetched from {known.url} into {target.parent} ({error}); "
@@ -173,8 +173,6 @@ def _known(name: str) -> WeightFile:
 
 def _folders(places: Places) -> list[Path]:
     """Where files may be, in order; the first is where a download goes."""
-    home = os.environ.get("TORCH_HOME")
-    if not home:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
-    hub = Path(home).expanduser() / "hub" / "checkpoints"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    hub = Path(os.environ.get("TORCH_HOME") or cache / "torch").expanduser() / "hub" / "checkpoints"
     return [hub] if places.weights is None else [places.weights, hub]

@@ -24,7 +24,7 @@ from bench.metrics.perplexity import Perplexity
 from bench.metrics.psnr import PSNR
 from bench.metrics.ssim import SSIM
 from bench.metrics.usage import Usage
-from bench.types import QuantizerOutput, TokenLayout, TokenizerOutput
+from bench.types import QuantizerOutput, TokenizerOutput, TokenLayout
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]

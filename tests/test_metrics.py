@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections import Counter, deque
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -349,8 +350,8 @@ def test_rfid_equals_torch_fidelity_on_a_random_network(weights: Path) -> None:
     metric.update(images[:13], output(others[:13]), torch.arange(13))
     metric.update(images[13:], output(others[13:]), torch.arange(13, 20))
 
-    # torch-fidelity would spend a minute on the eigenvalues of a 2048 x 2048 matrix of rank 19. The distance does
-    # not change when its features are rotated into the 40 dimensions that they span.
+    # torch-fidelity would spend a minute on the eigenvalues of a 2048 x 2048 matrix of rank 19. The distance
+    # does not change when its features are rotated into the 40 dimensions that they span.
     span = np.linalg.qr(torch.cat(features).double().T.numpy())[0]
 
     def statistics(found: Tensor) -> dict[str, np.ndarray]:
@@ -358,14 +359,13 @@ def test_rfid_equals_torch_fidelity_on_a_random_network(weights: Path) -> None:
 
     with mock.patch("torch_fidelity.metric_fid.fid_features_to_statistics", statistics):
         wanted = torch_fidelity.calculate_metrics(
-            input1=Pictures(images), input2=Pictures(others), fid=True, cuda=False, cache=False, verbose=False,
-            save_cpu_ram=True, batch_size=20,
+            input1=Pictures(images), input2=Pictures(others), fid=True, cuda=False, cache=False,
+            verbose=False, save_cpu_ram=True, batch_size=20,
             feature_extractor_weights_path=str(weights / FILES["inception"].file),
         )["frechet_inception_distance"]
     sums = metric.sums()
     spread = float((sums["original_outer"].trace() - sums["original_sum"].square().sum() / 20) / 19)
     assert spread > 1 and wanted > 0.01 * spread                    # else the comparison would mean nothing
-    print("RFID", metric.compute(sums), wanted, spread)
     assert metric.compute(sums) == pytest.approx(wanted, rel=1e-4)
     same = (sums["original_sum"], sums["original_outer"], 20)
     assert frechet_distance(same, same) <= 1e-9 * spread
@@ -427,7 +427,7 @@ def test_usage_and_perplexity_equal_a_naive_queue(data: st.DataObject) -> None:
     rng = np.random.default_rng(seed)
     codes = np.stack([rng.integers(0, k, (images, tokens)) for k in vocab], -1)         # [n, N, L]
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, images - 1)), max_size=4)) | {0, images})
-    batches = [range(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    batches = [range(a, b) for a, b in pairwise(cuts)]
 
     queues = [deque(codes[..., level].ravel().tolist(), maxlen=window) for level in range(len(vocab))]
     counters = [Counter(queue) for queue in queues]

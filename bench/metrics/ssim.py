@@ -73,8 +73,8 @@ class SSIM(Metric):
         if min(height, width) < self.size:
             raise Incompatible(f"SSIM's window of {self.size} does not fit into images of {height}x{width}")
         x, y = images.flatten(0, 1), others.flatten(0, 1)                           # [planes, H, W]
-        # 4 maps of float64 in 3 buffers: 0.5 MiB each on a CPU, so that they stay in the cache
-        block = max(1, (1 << 16 if x.device.type == "cpu" else 1 << 24) // (4 * height * width))
+        # three buffers of 4 maps in float64: 2 MiB each on a CPU, so that they stay in the cache
+        block = max(1, (1 << 18 if x.device.type == "cpu" else 1 << 24) // (4 * height * width))
         means = [self._planes(x[i : i + block], y[i : i + block]) for i in range(0, len(x), block)]
         return torch.cat(means).view(images.shape[:2]).mean(1)
 

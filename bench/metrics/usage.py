@@ -35,6 +35,7 @@ class Usage(Metric):
         self.histogram = CodeHistogram(layout, images, self.window, device)
 
     def update(self, images: Tensor, output: TokenizerOutput, indices: Tensor) -> None:
+        assert output.codes is not None         # begin has refused tokenizers without codes
         self.histogram.add(output.codes, indices)
 
     def sums(self) -> dict[str, Tensor]:

@@ -1,0 +1,39 @@
+# Each target sets itself up in .venv; all it needs is Python 3.11 or newer with pip and venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+SUITE  ?=
+RUN_ID ?=
+DEBUG  ?= False
+ARGS   ?=
+
+OPTIONS = $(if $(RUN_ID),--name $(RUN_ID)) $(if $(filter True true 1,$(DEBUG)),--debug) $(ARGS)
+
+.PHONY: install quickstart test celeba ffhq lint clean
+
+install: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+quickstart: install
+	$(BIN)/bench run suites/quickstart.yaml $(OPTIONS)
+
+test: install
+	$(BIN)/pytest $(ARGS)
+
+# RUN_ID=my-name keeps results under another name; DEBUG=True runs ten batches; DATA=folder holds celeba/ and ffhq/.
+celeba: install
+	$(BIN)/bench run $(or $(SUITE),suites/celeba_codebook_size.yaml) $(if $(DATA),--data $(DATA)) $(OPTIONS)
+
+ffhq: install
+	$(BIN)/bench run $(or $(SUITE),suites/ffhq_codebook_size.yaml) $(if $(DATA),--data $(DATA)) $(OPTIONS)
+
+lint: install
+	$(BIN)/pip install --quiet --disable-pip-version-check ruff
+	$(BIN)/ruff check bench implementations tests
+
+clean:
+	rm -rf $(VENV)
