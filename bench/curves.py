@@ -21,7 +21,7 @@ class Curves:
         self.rows: list[tuple[int, str, float]] = []
         for path in folder.glob("*.parquet"):
             if int(path.stem) >= step:
-                path.unlink()
+                path.unlink(missing_ok=True)        # every process of the run does this
 
     def add(self, step: int, row: dict[str, float]) -> None:
         self.rows += [(step, name, value) for name, value in row.items()]

@@ -42,10 +42,11 @@ class Order:
         self.images, self.seed, self.flip = images, seed, flip
         self.batch_size, self.part_size = batch_size, share
         self.share = share // world_size()
+        self.rank = rank()                      # here, not in a decoding worker, which may be no member of the group
         self._epochs: dict[int, Tensor] = {}
 
     def slice(self, step: int, part: int) -> Slice:
-        first = step * self.batch_size + part * self.part_size + rank() * self.share
+        first = step * self.batch_size + part * self.part_size + self.rank * self.share
         positions = range(first, first + self.share)
         indices = torch.cat([
             self._epoch(epoch)[max(first - epoch * self.images, 0) : positions[-1] + 1 - epoch * self.images]
@@ -139,6 +140,7 @@ class StreamedBatches:
             self.stream = iter(torch.utils.data.DataLoader(
                 _Decoding(self.dataset, self.order), batch_size=None, sampler=keys, num_workers=self.workers,
                 prefetch_factor=2 if self.workers else None, pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),    # its own: the loader draws a seed when it starts, also on resuming
             ))
         pixels, flips, indices = next(self.stream)
         self.next = (step, part + 1) if part + 1 < self.accumulation else (step + 1, 0)

@@ -48,6 +48,15 @@ def sum_across(value: Tensor) -> Tensor:
     return total
 
 
+def min_across(value: Tensor) -> Tensor:
+    """Element-wise minimum over processes, without gradient; the argument is not changed."""
+    if world_size() == 1:
+        return value
+    least = value.detach().clone()
+    dist.all_reduce(least, op=dist.ReduceOp.MIN)
+    return least
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on any process; every process gets the same answer."""
     if world_size() == 1:

@@ -22,7 +22,7 @@ from bench.build import autocast, build_state, compile_model, pick_device
 from bench.checkpoint import newest_checkpoint, read_state, save_checkpoint, write_state
 from bench.curves import Curves
 from bench.data import CachedBatches, Order, StreamedBatches, fits_on_device
-from bench.distributed import any_process, is_main, start
+from bench.distributed import any_process, is_main, start, world_size
 from bench.errors import BadInput, Incompatible, NonFinite
 from bench.evaluate import measure
 from bench.image_cache import decoded
@@ -192,7 +192,8 @@ class _Story:
                 self.log(step, row)
                 self.last_row = row
                 self.tell_progress(state, marks)
-            stop = self.stop.is_set() if not logged else any_process(self.stop.is_set())
+            # several processes agree on logged steps only: one that stops alone leaves the others waiting for it
+            stop = (logged or world_size() == 1) and any_process(self.stop.is_set())
             timely = logged and any_process(time.monotonic() - marks["saved"] > loop.checkpoint_seconds)
             if last or timely or stop or _due(step, loop.checkpoint_every, None):
                 self.seconds = marks["base"] + time.monotonic() - marks["since"]
@@ -204,8 +205,11 @@ class _Story:
             return last
 
         self._first_words(state)
+        if state.step == spec.steps:            # stopped between the last checkpoint and final.pt
+            self.save(state, last=True)
         train(state, batches, spec, after_step, watched=watched, precision=precision)
-        self.curves.compact()
+        if is_main():
+            self.curves.compact()
         for tracker in self.trackers:
             tracker.close()
 
@@ -301,7 +305,7 @@ class _Story:
                  self.device, self.parameters["total"], layout.num_tokens, layout.bits_per_image)
 
     def save(self, state: TrainState, last: bool) -> None:
-        if self.lease.lost():
+        if any_process(self.lease.lost()):
             raise LeaseLost(f"{self.run.label} was taken over by another process")
         if not is_main():
             return
@@ -312,7 +316,8 @@ class _Story:
             write_state(self.folder.checkpoints / "final.pt", content)
 
     def log(self, step: int, row: dict[str, float]) -> None:
-        self.curves.add(step, row)
+        if is_main():
+            self.curves.add(step, row)
         for tracker in self.trackers:
             tracker.log(step, row)
 

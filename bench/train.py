@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.distributed import average_gradients, mean_across, seed_step
+from bench.distributed import average_gradients, mean_across, min_across, seed_step
 from bench.errors import NonFinite
 from bench.interfaces import Monitor, Objective
 from bench.optim import PlayerOptimizer, WeightAverage
@@ -49,7 +49,7 @@ class Terms:
         names = list(self.sums)
         means = [mean_across(self.sums[n] / self.shares[n]) for n in names]
         scalars = {name: value for monitor in monitors for name, value in monitor.scalars().items()}
-        columns = [*means, *self.bad.values(), *scalars.values()]
+        columns = [*means, *self._bad_anywhere(), *scalars.values()]
         numbers = torch.stack([c.detach().double() for c in columns]).tolist() if columns else []
         _refuse(dict(zip(names, numbers[len(names) : 2 * len(names)], strict=True)))
         self.sums, self.bad, self.shares = {}, {}, {}
@@ -59,7 +59,11 @@ class Terms:
     def check(self) -> None:
         """Raises NonFinite as `read` does, and clears nothing; before a checkpoint."""
         if self.bad:
-            _refuse(dict(zip(self.bad, torch.stack(list(self.bad.values())).tolist(), strict=True)))
+            _refuse(dict(zip(self.bad, self._bad_anywhere().tolist(), strict=True)))
+
+    def _bad_anywhere(self) -> Tensor:
+        """First bad step of each term over all processes: either all of them stop, or none does."""
+        return min_across(torch.stack(list(self.bad.values()))) if self.bad else torch.zeros(0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums, "bad": self.bad, "shares": self.shares}
@@ -109,7 +113,8 @@ class TrainState:
             self.average.load_state_dict(state["average"])
         if len(state["monitors"]) == len(self.monitors):
             for monitor, saved in zip(self.monitors, state["monitors"], strict=True):
-                if set(saved) == set(monitor.state_dict()):
+                here = monitor.state_dict()
+                if {n: v.shape for n, v in saved.items()} == {n: v.shape for n, v in here.items()}:
                     monitor.load_state_dict(saved)
         self.terms.load_state_dict(state["terms"], device)
         torch.set_rng_state(state["random"].cpu())

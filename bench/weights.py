@@ -101,7 +101,7 @@ def sentence(names: Iterable[str], places: Places, values: Iterable[str] = ()) -
     looked = " or ".join(str(folder) for folder in _folders(places))
     without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
     return (f"the pretrained network {files} is not in {looked}: put the file there, or point BENCH_WEIGHTS "
-            f"at a folder that holds it, or run `bench prepare` where there is Internet, or measure without it "
+            f"at a folder that holds it, or run `bench prepare` while online, or measure without it "
             f"({without} measure.values, in the suite or as measure.values=[...] on the command line)")
 
 

@@ -63,11 +63,12 @@ class VQ(Quantizer):
                     self.codebook.copy_(drawn_from(z, len(self.codebook)))
                 self.started = True
             table = self._table()
-            codes = nearest_codes(F.normalize(z, dim=1) if self.normalize == "codes" else z, table)
+            compared = F.normalize(z, dim=1) if self.normalize == "codes" else z
+            codes = nearest_codes(compared, table)
             q, commitment, codebook = straight_through_lookup(z, table, codes)
             losses = {"commitment": commitment, "codebook": codebook}
             if self.entropy:
-                losses["entropy"] = assignment_entropy(z, table, self.entropy_temperature)
+                losses["entropy"] = assignment_entropy(compared, table, self.entropy_temperature)
         return QuantizerOutput(q.view_as(latents).to(latents.dtype), codes.view(*latents.shape[:2], 1), losses)
 
     def get_extra_state(self) -> dict[str, bool]:

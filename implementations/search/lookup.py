@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 class _Lookup(torch.autograd.Function):
@@ -19,6 +20,7 @@ class _Lookup(torch.autograd.Function):
         return q, error, error.clone()
 
     @staticmethod
+    @once_differentiable                        # a second derivative would be wrong in silence: let it raise
     def backward(ctx, grad_q: Tensor, grad_commitment: Tensor, grad_codebook: Tensor):
         residual, codes = ctx.saved_tensors
         scale = 2.0 / residual.numel()
