@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Train, measure and compare visual tokenizers under one harness.",
 )
-console = Console(soft_wrap=not sys.stdout.isatty())
+console = Console(width=None if sys.stdout.isatty() else 160)
 notice = Console(stderr=True, soft_wrap=True, highlight=False)
 
 SuiteArgument = Annotated[str, typer.Argument(help="A suite file, or its name in suites/.")]

@@ -111,7 +111,8 @@ def preflight(planned: Sequence[Planned], places: Places) -> None:
             open_images(run, split, places)
     networks = sorted({name for run in todo for w in run.values for name in w.spec.networks})
     if absent := missing(networks, places):
-        raise BadInput(sentence(absent, places))
+        values = dict.fromkeys(w.name for run in todo for w in run.values if set(absent) & set(w.spec.networks))
+        raise BadInput(sentence(absent, places, values))
 
 
 def _writable(folder: Path, option: str) -> None:

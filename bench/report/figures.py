@@ -137,6 +137,7 @@ def _series_csv(series: Sequence[Series]) -> str:
 
 
 def _draw_series(series: Sequence[Series], spec: FigureSpec) -> Figure:
+    import seaborn
     from matplotlib.ticker import NullLocator
 
     columns = list(dict.fromkeys(s.column for s in series))
@@ -154,11 +155,13 @@ def _draw_series(series: Sequence[Series], spec: FigureSpec) -> Figure:
                 colour, marker = COLOURS[labels.index(s.label) % 8], MARKERS[labels.index(s.label) % 8]
                 xs = [p.x if numeric else ticks.index(p.x) for p in s.points]
                 means = [p.mean for p in s.points]
-                ax.plot(xs, means, color=colour, label=_text(s.label), marker=marker, zorder=4)
+                seaborn.lineplot(x=xs, y=means, ax=ax, color=colour, label=_text(s.label), marker=marker,
+                                 markeredgecolor=colour, legend=False, errorbar=None, zorder=4)
                 several = [(x, p) for x, p in zip(xs, s.points, strict=True) if len(p.runs) > 1]
                 if runs := [(x, number) for x, p in several for _, number in p.runs]:
-                    ax.plot(*zip(*runs, strict=True), color=colour, marker="o", markersize=3.6, linestyle="",
-                            markerfacecolor="white", markeredgewidth=0.9, zorder=3)
+                    run_xs, numbers = zip(*runs, strict=True)
+                    seaborn.scatterplot(x=run_xs, y=numbers, ax=ax, s=13, facecolor="white", edgecolor=colour,
+                                        linewidth=0.9, legend=False, zorder=3)
             if log2:
                 ax.set_xscale("log", base=2)
                 ax.xaxis.set_minor_locator(NullLocator())
@@ -169,7 +172,7 @@ def _draw_series(series: Sequence[Series], spec: FigureSpec) -> Figure:
             if here[0].percent:
                 _percent(ax)
             ax.set_title(_text(here[0].heading), loc="left", fontweight="bold")
-            ax.set_xlabel(_text(here[0].x_heading))
+            ax.set(xlabel=_text(here[0].x_heading), ylabel="")
             _roomy(ax)
         if spec.title:
             figure.suptitle(_text(spec.title), fontsize=10.5, x=0.01, ha="left")
@@ -233,6 +236,7 @@ def _curve_rows(panels: dict[str, list[Curve]]) -> Iterator[tuple[Any, ...]]:
 
 
 def _draw_curves(panels: dict[str, list[Curve]]) -> Figure:
+    import seaborn
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -244,15 +248,18 @@ def _draw_curves(panels: dict[str, list[Curve]]) -> Figure:
         for ax, (name, lines) in zip(axes, panels.items(), strict=True):
             for c in lines:
                 few = len(c.steps) < 3
-                ax.plot(c.steps, c.values, color=colours[c.label], linestyle=(0, (4, 1.6)) if c.test else "-",
-                        linewidth=1.1 if c.test else 1.3, marker="o" if few else "", markersize=3)
+                seaborn.lineplot(
+                    x=c.steps, y=c.values, ax=ax, color=colours[c.label], linestyle=(0, (4, 1.6)) if c.test else "-",
+                    linewidth=1.1 if c.test else 1.3, marker="o" if few else "", markersize=3, errorbar=None,
+                    estimator=None, legend=False,
+                )
             numbers = [v for c in lines for v in c.values]
             if name.partition("/")[0] == "usage":
                 _percent(ax)
             elif name.partition("/")[0] != "perplexity" and 0 < 30 * min(numbers) < max(numbers):
                 ax.set_yscale("log")
             ax.set_title(_text(name.replace("_", " ")), loc="left", fontweight="bold")
-            ax.set_xlabel("training step")
+            ax.set(xlabel="training step", ylabel="")
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             if max(s for c in lines for s in c.steps) >= 10_000:
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x else "0"))
