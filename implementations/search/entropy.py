@@ -33,4 +33,4 @@ def assignment_entropy(z: Tensor, table: Tensor, temperature: float) -> Tensor:
         entropy, share = checkpoint(block_sums, rows, use_reentrant=False)
         sample, mass = sample + entropy, mass + share
     mean = mean_across(mass / len(z))
-    return mean_across(sample / len(z)) + (mean * (mean + 1e-4).log()).sum()
+    return mean_across(sample / len(z)) + (mean * (mean + 1e-5).log()).sum()
