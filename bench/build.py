@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from bench.distributed import derived_seed
 from bench.errors import Incompatible
 from bench.interfaces import Objective, Tokenizer
 from bench.optim import PlayerOptimizer, WeightAverage
-from bench.registry import did_you_mean
+from bench.registry import did_you_mean, source_file
 from bench.spec import ComponentSpec, LoopSettings, TrainSpec
 from bench.suite import Run
 from bench.train import TrainState
@@ -80,6 +82,7 @@ class Checked:
     """What a meta build found out about a run."""
 
     problem: str | None = None                  # the user must mend it
+    key: str | None = None                      # the setting at fault, dotted
     skip: str | None = None                     # this combination makes no sense; the others go on
     parameters: int = 0
 
@@ -107,22 +110,40 @@ def _check(run: Run) -> Checked:
     except Incompatible as error:
         return Checked(skip=str(error))
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        return Checked(problem=f"tokenizer: {spec.model.name} cannot be built so: {str(error).splitlines()[0]}")
+        return Checked(problem=str(error).splitlines()[0], key=_at_fault(spec, error))
     if output.reconstruction.shape != (2, 3, size, size):
-        return Checked(problem=f"tokenizer: {spec.model.name} turns 2 x 3 x {size} x {size} into "
+        return Checked(key="tokenizer", problem=f"{spec.model.name} turns 2 x 3 x {size} x {size} into "
                                f"{' x '.join(map(str, output.reconstruction.shape))}")
     emitted, declared = set(output.losses), {**model.loss_weights, **model.quantizer.loss_weights}
     if emitted != set(declared):
-        return Checked(problem=f"tokenizer: {spec.model.name} emits the losses {sorted(emitted)} but declares {sorted(declared)}")
+        return Checked(key="tokenizer", problem=f"{spec.model.name} emits the losses {sorted(emitted)} but declares "
+                                                f"{sorted(declared)}")
     known, weighted = objective.loss_names(model)
     for name in sorted(weighted - known):
-        return Checked(problem=f"objective.weights.{name}: no such loss{did_you_mean(name, known)}")
+        return Checked(key=f"objective.weights.{name}", problem=f"no such loss{did_you_mean(name, known)}")
     players = objective.players(model)
     for player in players.keys() - spec.optimizers.keys():
-        return Checked(problem=f"optimizers.{player}: this player moves in {spec.objective.name} and needs an optimizer")
+        return Checked(key="optimizers", problem=f"the player {player} moves in {spec.objective.name} and needs an optimizer of its own")
     for player in spec.optimizers.keys() - players.keys():
-        return Checked(problem=f"optimizers.{player}: no such player{did_you_mean(player, players)}")
+        return Checked(key=f"optimizers.{player}", problem=f"no such player{did_you_mean(player, players)}")
     for player, named in players.items():
         if not any(p.requires_grad for _, p in named):
-            return Checked(problem=f"optimizers.{player}: this player has nothing to learn")
+            return Checked(key="optimizers", problem=f"the player {player} has nothing to learn")
     return Checked(parameters=sum(p.numel() for p in model.parameters()))
+
+
+def _at_fault(spec: TrainSpec, error: BaseException) -> str:
+    """The dotted key of the component that raised, and of its keyword where the message names one."""
+    parts = {"tokenizer": spec.model, "objective": spec.objective}
+    for section, component in list(parts.items()):
+        parts |= {f"{section}.{path}": below for path, below in component.nested()}
+    raised = {frame.filename for frame in traceback.extract_tb(error.__traceback__)}
+    inner = [path for path, c in parts.items() if str(source_file(c.kind, c.name)) in raised]
+    words = set(re.findall(r"\w+", str(error)))
+    for path in reversed(inner):
+        for keyword in parts[path].kwargs:
+            if keyword in words:
+                return f"{path}.{keyword}"
+    if "image_size" in words:
+        return "dataset.image_size"
+    return inner[-1] if inner else "tokenizer"

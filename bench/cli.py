@@ -120,7 +120,8 @@ def _check(loaded: Suite, runs: list[Run]) -> tuple[dict[str, str], dict[str, in
 
     checked = check_runs(runs)
     problems = dict.fromkeys(
-        f"{loaded.file}: {run.label}: {checked[run.train_id].problem}" for run in runs if checked[run.train_id].problem
+        loaded.locate(run, checked[run.train_id].key, checked[run.train_id].problem)
+        for run in runs if checked[run.train_id].problem
     )
     if problems:
         raise BadInput("\n".join(problems))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -251,9 +252,14 @@ def _has_part(annotation: Any) -> bool:
 def _hint(annotation: Any, value: Any, error: ValidationError) -> str:
     if typing.get_origin(annotation) is Literal and isinstance(value, str):
         return did_you_mean(value, [str(a) for a in typing.get_args(annotation)])
-    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off"):
+    return hint(value, error.errors()[0]["type"])
+
+
+def hint(value: Any, kind: str) -> str:
+    """What was probably meant, for a value that pydantic refuses with an error of this type."""
+    if isinstance(value, str) and kind.startswith("bool"):
         return "; write true or false"
-    if isinstance(value, str) and error.errors()[0]["type"].startswith(("float", "int")):
+    if isinstance(value, str) and kind.startswith(("float", "int")) and re.fullmatch(r"[-+.\de]+", value):
         return "; a number in quotes is text"
     return ""
 

@@ -22,7 +22,7 @@ from bench.report.spec import ReportSpec
 from bench.resources import Resources
 from bench.results import Component, DataRecord
 from bench.spec import (
-    MISSING, ComponentSpec, LoopSettings, OptimizerSpec, Positive, Spec, TrainSpec, ValueSpec, bind, flatten,
+    MISSING, ComponentSpec, LoopSettings, OptimizerSpec, Positive, Spec, TrainSpec, ValueSpec, bind, flatten, hint,
 )
 from bench.weights import identity as weight_identity
 from bench.weights import needed
@@ -195,6 +195,7 @@ class Suite:
     def __init__(self, frame: SuiteFrame, file: str, lines: dict[KeyPath, int], overrides: dict[str, Any]) -> None:
         self.frame, self.file, self.lines, self.overrides = frame, file, lines, overrides
         self.notes: list[str] = []
+        self.drafts: dict[str, Draft] = {}          # by train id: where each setting of a run was written
 
     @property
     def name(self) -> str:
@@ -210,15 +211,15 @@ class Suite:
             raise BadInput(f"{file}: cannot be read ({error})") from error
         if not isinstance(data, dict):
             raise BadInput(f"{file}: a suite is a mapping with name, question, base, ...; see docs/suites.md")
-        run_level = _apply_overrides(data, overrides)
+        run_level = _apply_overrides(data, overrides, lines)
         if name is not None:
             data["name"] = name
 
         def where(loc: KeyPath) -> str:
             for end in range(len(loc), -1, -1):
                 if loc[:end] in lines:
-                    return f"{file}:{lines[loc[:end]]}"
-            return str(file)
+                    return f"{file}:{lines[loc[:end]]}" if end or not loc else "command line"
+            return "command line"
 
         try:
             frame = SuiteFrame.model_validate_json(json.dumps(data), strict=True)
@@ -246,12 +247,22 @@ class Suite:
                 else:
                     self.notes.append(f"{run.label} is the same run as {runs[run.train_id].label} under these overrides")
                 continue
-            runs[run.train_id] = run
+            runs[run.train_id], self.drafts[run.train_id] = run, draft
         if problems:
             raise BadInput("\n".join(problems))
         if not runs:
             raise BadInput(f"{self.file}: exclude: leaves no run")
         return list(runs.values())
+
+    def locate(self, run: Run, key: str | None, sentence: str) -> str:
+        """A sentence about a setting of a run, with the file, the line, the dotted key and the value."""
+        draft = self.drafts[run.train_id]
+        if key is None:
+            return f"{self.file}: {run.label}: {sentence}"
+        path = tuple(key.split("."))
+        value = draft.get(path)
+        shown = "" if value is MISSING or isinstance(value, dict) else f" = {_show(value)}"
+        return f"{draft.where(path)}: {key}{shown}: {sentence}"
 
     def _drafts(self, problems: dict[str, None]) -> list[Draft]:
         frame = self.frame
@@ -339,9 +350,14 @@ def find_suite(path: str | Path) -> Path:
     raise BadInput(f"there is no suite {str(given)!r} in suites/{did_you_mean(str(given), names)}")
 
 
-def _apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Frame keys and axes are changed in `data`; what remains is set in every run, last."""
+def _apply_overrides(data: dict[str, Any], overrides: Iterable[str], lines: dict[KeyPath, int]) -> dict[str, Any]:
+    """Frame keys and axes are changed in `data` (and leave `lines`); what remains is set in every run, last."""
     run_level: dict[str, Any] = {}
+
+    def not_from_file(*path: str) -> None:
+        for known in [k for k in lines if k[: len(path)] == path]:
+            del lines[known]
+
     for text in overrides:
         key, equals, written = text.partition("=")
         key = key.removeprefix("base.")
@@ -354,8 +370,10 @@ def _apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str
         if head in SuiteFrame.model_fields and head not in ("base", "name"):
             if key != head and head in ("axes", "resources"):
                 data.setdefault(head, {})[key.partition(".")[2]] = value
+                not_from_file(head, key.partition(".")[2])
             elif key == head:
                 data[head] = value
+                not_from_file(head)
             else:
                 raise BadInput(f"command line: {text!r}: only {head}=... as a whole can be overridden")
         elif head in SECTIONS:
@@ -364,6 +382,7 @@ def _apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str
                 raise BadInput(f"command line: {text!r}: {key} moves together with other keys in zip; override zip=[...]")
             if key in (data.get("axes") or {}):
                 data["axes"][key] = value if isinstance(value, list) else [value]
+                not_from_file("axes", key)
             else:
                 run_level[key] = value
         else:
@@ -410,8 +429,10 @@ def _explain(error: ValidationError, model: Any, root: KeyPath, data: Any, where
                 sentence = f"no such key{did_you_mean(str(loc[-1]), known)}"
             case "missing":
                 sentence = "this key is missing"
-            case _:
-                sentence = finding["msg"][0].lower() + finding["msg"][1:]
+            case "too_short":
+                sentence = "at least one value is needed"
+            case kind:
+                sentence = finding["msg"][0].lower() + finding["msg"][1:] + hint(value, kind)
         shown = "" if value is MISSING else f" = {_show(value)}"
         yield f"{where((*root, *loc))}: {dotted}{shown}: {sentence}"
 

@@ -14,8 +14,10 @@ def initial_codebook(codebook_size: int, dim: int, init: str) -> Tensor:
     """[K, D] float32. `uniform` U(+-1/K) (most VQ code), `kaiming` U(+-sqrt(6/D)), `variance` U(+-sqrt(3/D)),
     `normal` N(0, 1); `samples` are drawn from the latents of the first training batch, see `drawn_from`.
     Raises ValueError for an empty table."""
-    if codebook_size < 1 or dim < 1:
-        raise ValueError(f"a codebook needs at least one code of at least one number, got {codebook_size} x {dim}")
+    if codebook_size < 1:
+        raise ValueError(f"codebook_size must be at least 1, got {codebook_size}")
+    if dim < 1:
+        raise ValueError(f"codebook_dim must be at least 1, got {dim}")
     table = torch.empty(codebook_size, dim)
     if init in ("normal", "samples"):
         return table.normal_()

@@ -8,10 +8,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Lookup(torch.autograd.Function):
-    """Saves one residual [N, D] and the codes; the gradients of both losses are multiples of that residual.
-
-    A second derivative takes the residual for a constant: right for what is handed on, not for the two losses.
-    """
+    """Saves one residual [N, D] and the codes; the gradients of both losses are multiples of that residual."""
 
     @staticmethod
     def forward(ctx, z: Tensor, table: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
