@@ -370,7 +370,7 @@ def _apply_overrides(data: dict[str, Any], overrides: Iterable[str], lines: dict
         if head in SuiteFrame.model_fields and head not in ("base", "name"):
             if key != head and head in ("axes", "resources"):
                 data.setdefault(head, {})[key.partition(".")[2]] = value
-                not_from_file(head, key.partition(".")[2])
+                not_from_file(*((head,) if head == "resources" else (head, key.partition(".")[2])))
             elif key == head:
                 data[head] = value
                 not_from_file(head)
@@ -434,7 +434,8 @@ def _explain(error: ValidationError, model: Any, root: KeyPath, data: Any, where
             case kind:
                 sentence = finding["msg"][0].lower() + finding["msg"][1:] + hint(value, kind)
         shown = "" if value is MISSING else f" = {_show(value)}"
-        yield f"{where((*root, *loc))}: {dotted}{shown}: {sentence}"
+        written = loc[:-1] if finding["type"] == "missing" else loc
+        yield f"{where((*root, *written))}: {dotted}{shown}: {sentence}"
 
 
 def _fields_at(model: Any, loc: KeyPath) -> list[str]:
