@@ -15,6 +15,7 @@ from bench.registry import REQUIRED, Part, signature
 from bench.spec import ComponentSpec, LoopSettings, OptimizerSpec, TrainSpec, bind
 from bench.train import TrainState
 
+torch.set_num_threads(1)
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 #: what fills a required keyword that wants a component of a kind
@@ -80,8 +81,8 @@ def places(folder: Path) -> Places:
 def same(a: Any, b: Any, path: str = "") -> list[str]:
     """Where two trees of tensors and plain data differ; [] where they are bit-equal."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        equal = a.dtype == b.dtype and a.shape == b.shape and torch.equal(
-            a.contiguous().view(torch.uint8) if a.dim() else a, b.contiguous().view(torch.uint8) if b.dim() else b)
+        bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+        equal = a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(bits), b.view(bits))
         return [] if equal else [path]
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():

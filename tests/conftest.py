@@ -1,0 +1,6 @@
+"""For all tests, and the processes they start."""
+
+import os
+
+# Tiny tensors gain nothing from a second thread, and waiting for one that shares its core costs a hundredfold.
+os.environ["OMP_NUM_THREADS"] = "1"
