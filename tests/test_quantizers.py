@@ -427,7 +427,7 @@ def test_more_codes_than_latents_repeat_each_latent_about_equally() -> None:
 
 @pytest.mark.parametrize("kind", [VQ, EMAVQ])
 def test_an_empty_codebook_is_refused(kind: type) -> None:
-    with pytest.raises(ValueError, match="0 x 4"):
+    with pytest.raises(ValueError, match="codebook_size"):
         kind(SHAPE, codebook_size=0, codebook_dim=4)
 
 
