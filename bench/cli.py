@@ -186,7 +186,7 @@ def run(
 ) -> None:
     """Train and measure what is missing of a suite, then print its tables. The same command continues a stopped one."""
     from bench.launch import launch, pack, pick_launcher
-    from bench.plan import TO_RUN, collect, plan, preflight, remember_suite
+    from bench.plan import TO_RUN, collect, plan, preflight, remember_suite, writable
     from bench.registry import source_file
     from bench.runs import RunFolder, write_atomic
 
@@ -194,6 +194,7 @@ def run(
     loaded, found, places = _open(suite, overrides, name, include, debug, **places_given)
     for tracker in track or []:
         source_file("tracker", tracker)
+    writable(places)
     planned = plan(found, places, loaded.name)
     preflight(planned, places)
     skipped, _ = _check(loaded, found)
@@ -417,7 +418,7 @@ def status(
     """Show where each run is: from its folder, whatever started it."""
     from rich.table import Table
 
-    from bench.plan import plan
+    from bench.plan import others, plan
 
     loaded, found, places = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
     planned = plan(found, places, loaded.name)
@@ -432,6 +433,8 @@ def status(
         table.add_row(p.run.label, p.run.train_id, p.status, what)
     console.print(table)
     console.print(", ".join(f"{sum(p.status == s for p in planned)} {s}" for s in dict.fromkeys(p.status for p in planned)))
+    if more := others(found, places, loaded.name):
+        console.print(f"{more} more recorded under other settings; give the same overrides as then to see where they are")
 
 
 @app.command()

@@ -44,6 +44,12 @@ def plan(runs: Sequence[Run], places: Places, name: str) -> list[Planned]:
     return [_planned(run, places, lines.get(run.train_id), speeds, now) for run in runs]
 
 
+def others(runs: Sequence[Run], places: Places, name: str) -> int:
+    """How many recorded runs of this name have settings that the suite (with its overrides) does not ask for."""
+    asked = {run.train_id for run in runs}
+    return sum(r.train_id not in asked for r in read_records(records_file(places, name)))
+
+
 def _planned(run: Run, places: Places, line: Record | None, speeds: dict[str, float], now: float) -> Planned:
     folder = RunFolder(places.runs, run.train_id)
     record = next(iter(union(*([r] for r in (line, folder.record()) if r is not None))), None)
@@ -100,11 +106,15 @@ def run_digest(run: Run) -> str:
 # -- before anything starts --------------------------------------------------------------------------------------------
 
 
-def preflight(planned: Sequence[Planned], places: Places) -> None:
-    """Everything that would stop a run tonight, said now. Raises BadInput."""
+def writable(places: Places) -> None:
+    """Raises BadInput naming the first folder that cannot be written, and how to choose another."""
     for folder, option in ((places.results, "--results or BENCH_RESULTS"), (places.runs, "--runs or BENCH_RUNS"),
                            (places.reports, "--reports or BENCH_REPORTS"), (places.cache, "BENCH_CACHE")):
         _writable(folder, option)
+
+
+def preflight(planned: Sequence[Planned], places: Places) -> None:
+    """Everything that would stop a run tonight, said now: images and pretrained weights. Raises BadInput."""
     todo = [p.run for p in planned if p.status in TO_RUN]
     for run in {json.dumps(r.train.dataset.content(), default=str, sort_keys=True): r for r in todo}.values():
         for split in ("train", "test"):
