@@ -55,13 +55,16 @@ def build_state(spec: TrainSpec, loop: LoopSettings, monitors: tuple[ComponentSp
     return TrainState(model, objective, optimizers, watching, average)
 
 
-def compile_model(model: Tokenizer, loop: LoopSettings, device: torch.device) -> bool:
+def wants_compile(loop: LoopSettings, device: torch.device) -> bool:
+    """What `train.compile` means on this device."""
+    return device.type == "cuda" if loop.compile == "auto" else loop.compile
+
+
+def compile_model(model: Tokenizer, loop: LoopSettings, device: torch.device) -> None:
     """Compile encode and decode (never the quantizer: its search is ours). Names in state dicts do not change."""
-    wanted = device.type == "cuda" if loop.compile == "auto" else loop.compile
-    if wanted:
+    if wants_compile(loop, device):
         model.encode = torch.compile(model.encode)
         model.decode = torch.compile(model.decode)
-    return wanted
 
 
 def autocast(spec: TrainSpec, device: torch.device) -> tuple[str, Callable[[], AbstractContextManager]]:
@@ -92,7 +95,8 @@ def check_runs(runs: list[Run]) -> dict[str, Checked]:
     done: dict[str, Checked] = {}
     seen: dict[str, Checked] = {}
     for run in runs:
-        key = repr((run.train.model, run.train.objective, run.train.dataset.kwargs["image_size"], sorted(run.train.optimizers)))
+        key = repr((run.train.model, run.train.objective, run.train.dataset.kwargs["image_size"],
+                    sorted((player, sorted(o.lr_scale)) for player, o in run.train.optimizers.items())))
         if key not in seen:
             seen[key] = _check(run)
         done[run.train_id] = seen[key]
@@ -127,6 +131,10 @@ def _check(run: Run) -> Checked:
     for player in spec.optimizers.keys() - players.keys():
         return Checked(key=f"optimizers.{player}", problem=f"no such player{did_you_mean(player, players)}")
     for player, named in players.items():
+        for prefix in spec.optimizers[player].lr_scale:
+            if not any(name.startswith(prefix) for name, _ in named):
+                return Checked(key=f"optimizers.{player}.lr_scale.{prefix}", problem="no parameter's name begins so"
+                               + did_you_mean(prefix, {n.rpartition(".")[0] or n for n, _ in named}))
         if not any(p.requires_grad for _, p in named):
             return Checked(key="optimizers", problem=f"the player {player} has nothing to learn")
     return Checked(parameters=sum(p.numel() for p in model.parameters()))

@@ -65,7 +65,7 @@ def list_entries(
     as_json: AsJson = False,
 ) -> None:
     """List suites and components, with one line on each."""
-    from bench.registry import HOMES, available, did_you_mean, signature
+    from bench.registry import HOMES, PLURALS, available, did_you_mean, signature
     from bench.registry import include as include_folder
     from bench.yaml_lines import load_yaml
 
@@ -79,9 +79,9 @@ def list_entries(
         except BadInput as error:
             found["suites"].append({"name": path.stem, "summary": f"broken: {error}"})
     for home in HOMES:
-        found[f"{home}s"] = [{"name": n, "summary": signature(home, n).summary} for n in available(home)]
+        found[PLURALS[home]] = [{"name": n, "summary": signature(home, n).summary} for n in available(home)]
     if kind is not None:
-        plural = kind if kind in found else f"{kind}s"
+        plural = PLURALS.get(kind, kind)
         if plural not in found:
             raise BadInput(f"there is no kind {kind!r}{did_you_mean(kind, found)}")
         found = {plural: found[plural]}

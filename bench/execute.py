@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import os
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.build import autocast, build_state, compile_model, pick_device
+from bench.build import autocast, build_state, compile_model, pick_device, wants_compile
 from bench.checkpoint import newest_checkpoint, read_state, save_checkpoint, write_state
 from bench.curves import Curves
 from bench.data import CachedBatches, Order, StreamedBatches, fits_on_device
@@ -32,7 +34,7 @@ from bench.provenance import provenance, save_code
 from bench.registry import resolve, signature
 from bench.results import Record, Value
 from bench.runs import RunFolder, State, write_atomic
-from bench.suite import Run, data_key, open_images, streams
+from bench.suite import Run, Wanted, data_key, open_images, streams
 from bench.train import TrainState, train
 from bench.validate import validate
 
@@ -123,6 +125,9 @@ class _Story:
         self.stop = threading.Event()
         self.spec = run.train
         self.seconds = 0.0                      # of training, over all restarts
+        self.evaluate_seconds = 0.0
+        self.layout: dict[str, Any] = {}
+        self.parameters: dict[str, int] = {}
         self.last_row: dict[str, float] = {}
         previous = folder.read_state()
         self.restarts = previous.restarts + 1 if previous is not None and previous.phase == "training" else (
@@ -139,6 +144,10 @@ class _Story:
         if is_main():
             folder.write_spec(spec.model_dump_json(indent=1))
             save_code(folder.code)
+        earlier = self.earlier()
+        if earlier is not None and earlier.state == "done" and not self.missing(folder.read_values()):
+            self.say("done", step=spec.steps)
+            return earlier
         self.tune()
         test = open_images(self.run, "test", self.places)
         test_images = decoded(test, data_key(spec.dataset), self.places)
@@ -146,15 +155,15 @@ class _Story:
         self.describe(state)
         final = read_state(folder.checkpoints / "final.pt", self.device)
         if final is None:
-            self.say("training", step=0)
             self.train(state, test_images)
+            earlier = None
         else:
             state.load_state_dict(final["train"], self.device)
             self.seconds, self.last_row = final["seconds"], final["row"]
-        record = self.record(state, "trained")
+        record = earlier or self.record("trained", state.step)
         self.write(record)
         values = self.evaluate(state, test_images)
-        record = self.record(state, "done", values)
+        record = self.measured(record, values)
         self.write(record)
         self.say("done", step=spec.steps)
         return record
@@ -167,8 +176,8 @@ class _Story:
             self.seconds, self.last_row = saved["seconds"], saved["row"]
             log.info("%s: continues at step %d", self.run.label, state.step)
         self.curves = Curves(folder.curves, state.step)
-        self.precision, precision = autocast(spec, self.device)
-        self.compiled = compile_model(state.model, loop, self.device)
+        _, precision = autocast(spec, self.device)
+        compile_model(state.model, loop, self.device)
         self.trackers = [
             resolve("tracker", name)(folder.path / name, self.run.label, spec.model_dump(mode="json"))
             for name in self.tracker_names if is_main()
@@ -216,7 +225,7 @@ class _Story:
     def evaluate(self, state: TrainState, test_images: np.ndarray) -> dict[str, Value]:
         """Every value that is not there yet, in one pass per number of images; each is written as it is known."""
         there = self.folder.read_values()
-        missing = {w.value_id: w for w in self.run.values if w.value_id not in there}
+        missing = self.missing(there)
         if not missing:
             return there
         self.say("measuring", step=self.spec.steps)
@@ -261,12 +270,18 @@ class _Story:
 
     # -- parts of it ---------------------------------------------------------------------------------------------
 
-    evaluate_seconds = 0.0
-    precision = "fp32"
-    compiled = False
+    def earlier(self) -> Record | None:
+        """What is recorded of a finished training: its cost and provenance stay when more is measured."""
+        record = self.folder.record()
+        here = (self.folder.checkpoints / "final.pt").is_file()
+        return record if record is not None and record.trained and here else None
+
+    def missing(self, there: dict[str, Value]) -> dict[str, Wanted]:
+        return {w.value_id: w for w in self.run.values if w.value_id not in there}
 
     def tune(self) -> None:
         loop = self.run.loop
+        _forget_peak_memory()
         torch.set_float32_matmul_precision("high" if loop.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = loop.tf32
         torch.backends.cudnn.benchmark = True
@@ -324,15 +339,11 @@ class _Story:
     def write_arrays(self, state: TrainState) -> None:
         arrays = {name: a.cpu().numpy() for m in state.monitors for name, a in m.arrays().items()}
         if arrays:
-            import io
-
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)
             write_atomic(self.folder.arrays / f"{state.step:09d}.npz", buffer.getvalue())
 
     def write_per_image(self, value_id: str, values: np.ndarray) -> None:
-        import io
-
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -362,25 +373,38 @@ class _Story:
         if self.progress is not None:
             self.progress(state)
 
-    def record(self, state: TrainState | None, phase: Any, values: dict[str, Value] | None = None, *,
-               reason: str | None = None) -> Record:
-        run, spec = self.run, self.spec
+    def record(self, phase: Any, step: int, *, reason: str | None = None) -> Record:
+        """What training came to, with the conditions it ran under."""
+        run, spec, loop = self.run, self.spec, self.run.loop
         cost = {
-            "train_seconds": self.seconds, "evaluate_seconds": self.evaluate_seconds, "restarts": float(self.restarts),
+            "train_seconds": self.seconds, "evaluate_seconds": 0.0, "restarts": float(self.restarts),
             "peak_memory_bytes": float(_peak_memory(self.device)),
         }
-        if self.seconds and state is not None:
-            cost["images_per_second"] = state.step * spec.batch_size / self.seconds
-            cost["seconds_per_step"] = self.seconds / max(1, state.step)
-        facts = provenance()
-        facts |= {"sources": run_digest(run), "device": _device_name(self.device), "threads": torch.get_num_threads(), "precision": self.precision,
-                  "compiled": self.compiled, "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+        if self.seconds and step:
+            cost["images_per_second"] = step * spec.batch_size / self.seconds
+            cost["seconds_per_step"] = self.seconds / step
+        facts = provenance() | {
+            "sources": run_digest(run), "device": _device_name(self.device), "threads": torch.get_num_threads(),
+            "processes": world_size(), "precision": autocast(spec, self.device)[0],
+            "compiled": wants_compile(loop, self.device), "finished": _now(),
+        }
         return Record(
             train_id=run.train_id, label=run.label, state=phase, reason=reason, debug=spec.debug,
             spec=json.loads(spec.model_dump_json()), fields=run.fields, components=run.components,
-            layout=getattr(self, "layout", {}), parameters=getattr(self, "parameters", {}), values=values or {},
+            layout=self.layout, parameters=self.parameters, values=self.folder.read_values(),
             data=run.data, monitors=self.last_row, cost=cost, provenance=facts,
         )
+
+    def measured(self, record: Record, values: dict[str, Value]) -> Record:
+        """The record of a training with all values; what measured them is named where it was other code."""
+        here = provenance()
+        facts = {**record.provenance, "finished": _now()}
+        if {k: here.get(k) for k in ("commit", "dirty")} != {k: facts.get(k) for k in ("commit", "dirty")}:
+            facts["measured_by"] = here
+        cost = {**record.cost, "evaluate_seconds": (record.cost.get("evaluate_seconds") or 0.0) + self.evaluate_seconds}
+        return record.model_copy(update={
+            "state": "done", "reason": None, "values": values, "cost": cost, "provenance": facts,
+        })
 
     def write(self, record: Record) -> None:
         if is_main():
@@ -394,9 +418,11 @@ class _Story:
         if not is_main():
             return
         write_atomic(self.folder.logs / "failure.txt", traceback.format_exc())
-        trained = (self.folder.checkpoints / "final.pt").exists()
-        phase = "skipped" if isinstance(error, Incompatible) else "trained" if trained else "failed"
-        self.write(self.record(None, phase, self.folder.read_values(), reason=reason))
+        if (earlier := self.earlier()) is not None:     # a measurement failed: the training stays what it is
+            self.write(earlier.model_copy(update={"state": "trained", "reason": reason, "values": self.folder.read_values()}))
+        else:
+            phase = "skipped" if isinstance(error, Incompatible) else "failed"
+            self.write(self.record(phase, 0, reason=reason))
         self.say("failed", reason=reason, step=error.step if isinstance(error, NonFinite) else 0)
 
     def signals(self) -> _Signals:
@@ -434,10 +460,25 @@ def _one_line(error: BaseException) -> str:
         text[0] if text else type(error).__name__)
 
 
+def _forget_peak_memory() -> None:
+    """A process may have run other runs before: start counting anew, where the system lets us."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device's allocator on CUDA, else resident memory of this process at its highest."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _device_name(device: torch.device) -> str:

@@ -63,12 +63,15 @@ def _planned(run: Run, places: Places, line: Record | None, speeds: dict[str, fl
     if owner is not None:
         return Planned(run, "running", str(owner), hours=hours, **rest)
     if record is not None and record.trained:
+        weights = (folder.checkpoints / "final.pt").is_file()
+        if not lacking and record.state == "trained" and weights:
+            return Planned(run, "measure", "all is measured, but its record does not say so yet", **rest)
         if not lacking:
             old = record.provenance.get("sources")
             if old and old != run_digest(run):
                 return Planned(run, "stale", "trained with other source code of its parts", **rest)
             return Planned(run, "done", **rest)
-        if (folder.checkpoints / "final.pt").is_file():
+        if weights:
             return Planned(run, "measure", f"without {', '.join(lacking)}", **rest)
         return Planned(run, "new", f"its weights are not here and it lacks {', '.join(lacking)}", hours=hours, **rest)
     if record is not None and record.state == "skipped":

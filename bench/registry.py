@@ -36,6 +36,7 @@ KIND_OF_CLASS = {
     "Tokenizer": "tokenizer", "Quantizer": "quantizer", "Objective": "objective",
     "Loss": "loss", "Monitor": "monitor", "Metric": "metric", "ImageDataset": "dataset",
 }
+PLURALS = {kind: "losses" if kind == "loss" else f"{kind}s" for kind in HOMES}
 REQUIRED = object()
 
 _entries: dict[tuple[str, str], Callable[..., Any]] = {}
@@ -169,7 +170,7 @@ class Signature:
     file: Path
     keywords: dict[str, Keyword]
     attributes: dict[str, Any] = field(default_factory=dict)    # literal class attributes: revision, title, ...
-    summary: str = ""                           # first line of the docstring
+    summary: str = ""                           # first line of the file's docstring
     outside: bool = False                       # not shipped with us: its file's hash is its revision
 
     @property
@@ -230,7 +231,7 @@ def signature(kind: str, name: str) -> Signature:
                 raise BadInput(f"{file}:{argument.lineno}: keyword {argument.arg}: {text} is no annotation that a suite "
                                f"can be checked against, or its default no literal ({error})") from error
             keywords[argument.arg] = Keyword(annotation, text, value)
-    summary = (ast.get_docstring(node) or ast.get_docstring(tree) or "").split("\n")[0]
+    summary = (ast.get_docstring(tree) or ast.get_docstring(node) or "").split("\n")[0]
     return Signature(kind, name, file, keywords, attributes, summary, outside=not inside)
 
 

@@ -491,10 +491,13 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what earlier owners were writing aside when they died; only owners write there."""
-        for part in (self.checkpoints, self.curves, self.arrays, self.values, self.images):
-            for aside in part.glob(".*.tmp"):
-                with contextlib.suppress(OSError):
-                    aside.unlink()
+        asides = [aside for part in (self.checkpoints, self.curves, self.arrays, self.values, self.images)
+                  for aside in part.glob(".*.tmp")]
+        for name in ("spec", "state", "record"):            # beside them are files that others write
+            asides += self.path.glob(f".{name}.json.*.tmp")
+        for aside in asides:
+            with contextlib.suppress(OSError):
+                aside.unlink()
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r})"

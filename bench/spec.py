@@ -19,10 +19,11 @@ from bench.registry import REQUIRED, Part, did_you_mean, resolve, signature
 HARNESS_REVISION = 1        # of the arithmetic of train.py, optim.py and data.py; part of every train_id
 
 Positive = Annotated[int, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Spec(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ComponentSpec(Spec):
@@ -91,14 +92,14 @@ class OptimizerSpec(Spec):
 
     name: Literal["adam", "adamw"] = "adam"
     lr: Annotated[float, Field(gt=0)]
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0                   # never on norms, biases, embeddings and codebooks
-    clip_norm: float | None = None
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0       # never on norms, biases, embeddings and codebooks
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    final_lr: float = 0.0
-    lr_scale: dict[str, float] = {}             # per parameter-name prefix: a codebook's own rate is here
+    final_lr: Annotated[float, Field(ge=0)] = 0.0
+    lr_scale: dict[str, Annotated[float, Field(ge=0)]] = {}     # per parameter-name prefix: a codebook's own rate is here
 
 
 class TrainSpec(Spec):
@@ -240,7 +241,7 @@ def bind_value(annotation: Any, text: str, value: Any, path: Path, fail: Fail) -
 
 @functools.cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation)
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))
 
 
 def _has_part(annotation: Any) -> bool:

@@ -266,7 +266,7 @@ class Suite:
 
     def _drafts(self, problems: dict[str, None]) -> list[Draft]:
         frame = self.frame
-        base = Draft()
+        base = Draft(origins={(): Where(self.file, self.lines.get(("base",)))})
         for section, value in frame.base.items():
             if section not in SECTIONS:
                 problems[f"{self._at('base', section)}: base.{section}: no such section"
@@ -315,7 +315,7 @@ class Suite:
         seeded: list[Draft] = []
         for draft, seed in itertools.product(drafts, frame.seeds):
             one = draft.copy()
-            if one.get(("train", "seed")) is MISSING:
+            if isinstance(one.data.get("train", {}), dict) and one.get(("train", "seed")) is MISSING:
                 one.set(("train", "seed"), seed, {(): Where(self.file, self.lines.get(("seeds",)))})
             for key, value in self.overrides.items():
                 one.set(tuple(key.split(".")), value, {(): Where("command line")})
@@ -411,31 +411,49 @@ def _labels(drafts: list[Draft]) -> list[str]:
 
 
 def _explain(error: ValidationError, model: Any, root: KeyPath, data: Any, where: Any) -> Iterator[str]:
-    """pydantic's findings as our sentences."""
+    """pydantic's findings as our sentences; those on the branches of one union as one."""
+    sentences: dict[KeyPath, list[str]] = {}
+    unions: dict[KeyPath, list[KeyPath]] = {}           # where a union is -> what was found at or below it
     for finding in error.errors():
-        loc: KeyPath = tuple(finding["loc"])
-        loc = tuple(p for p in loc if not (isinstance(p, str) and p.startswith(("function-", "tagged-union", "constrained"))))
-        dotted = ".".join(str(p) for p in (*root, *loc))
-        value = data
-        for p in loc:
-            try:
-                value = value[p]
-            except (KeyError, IndexError, TypeError):
-                value = MISSING
-                break
-        known = _fields_at(model, loc[:-1])
+        loc, value, union = _located(tuple(finding["loc"]), data, finding["type"] == "missing")
         match finding["type"]:
             case "extra_forbidden":
-                sentence = f"no such key{did_you_mean(str(loc[-1]), known)}"
+                sentence = f"no such key{did_you_mean(str(loc[-1]), _fields_at(model, tuple(finding['loc'])[:-1]))}"
             case "missing":
                 sentence = "this key is missing"
             case "too_short":
                 sentence = "at least one value is needed"
             case kind:
-                sentence = finding["msg"][0].lower() + finding["msg"][1:] + hint(value, kind)
+                sentence = finding["msg"][0].lower() + finding["msg"][1:] + ("" if union is not None else hint(value, kind))
+        found = sentences.setdefault(loc, [])
+        found.append(sentence.removeprefix("input should be ") if found else sentence)
+        if union is not None:
+            unions.setdefault(union, []).append(loc)
+    for union, locs in unions.items():
+        if any(len(loc) > len(union) for loc in locs):  # one branch was entered: the others were not meant
+            sentences.pop(union, None)
+    for loc, found in sentences.items():
+        missing = found == ["this key is missing"]
+        value = MISSING if missing else _located(loc, data, False)[1]
         shown = "" if value is MISSING else f" = {_show(value)}"
-        written = loc[:-1] if finding["type"] == "missing" else loc
-        yield f"{where((*root, *written))}: {dotted}{shown}: {sentence}"
+        written = loc[:-1] if missing else loc
+        yield (f"{where((*root, *written))}: {'.'.join(map(str, (*root, *loc)))}{shown}: "
+               f"{' or '.join(dict.fromkeys(found))}")
+
+
+def _located(loc: KeyPath, data: Any, missing: bool) -> tuple[KeyPath, Any, KeyPath | None]:
+    """(path in what was written, value there, path of the union on the way): pydantic names a union's branches."""
+    path: list[str | int] = []
+    value, union = data, None
+    for i, part in enumerate(loc):
+        try:
+            value = value[part]
+            path.append(part)
+        except (KeyError, IndexError, TypeError):
+            if i == len(loc) - 1 and (missing or not path):
+                return (*path, part), MISSING, union
+            union = tuple(path)                         # not a key: the name of a branch
+    return tuple(path), value, union
 
 
 def _fields_at(model: Any, loc: KeyPath) -> list[str]:
@@ -498,16 +516,23 @@ class _Binder:
         model = self.component("tokenizer", "tokenizer")
         objective = self.component("objective", "objective")
         monitors = self.monitors(data.get("monitors", []))
-        given = dict(data.get("train") or {})
-        seed = given.pop("seed", 0)
+        given = data.get("train", {})
+        seed = given.get("seed", 0) if isinstance(given, dict) else 0
+        if isinstance(given, dict):
+            given = {k: v for k, v in given.items() if k != "seed"}
         train: TrainSection | None = self.section(TrainSection, "train", given, ("train",))
         optimizers = self.optimizers(data.get("optimizers", {}), train)
         measure: MeasureSection | None = self.section(MeasureSection, "measure", data.get("measure", {}), ("measure",))
         if not isinstance(seed, int) or isinstance(seed, bool):
             self.problems[str(self.fail(("train", "seed"), seed, "a seed is a whole number"))] = None
+        if measure is not None and measure.weights == "average" and train is not None and train.average is None:
+            self.problems[str(self.fail(("measure", "weights"), measure.weights, "there are no averaged weights without "
+                                        "train.average; set it, for example to 0.999"))] = None
         if None in (dataset, model, objective, train, measure) or optimizers is None or self.problems:
             return None
         splits = self.splits(dataset)
+        if splits is None:
+            return None
         steps = DEBUG_STEPS if debug else self.steps(train, splits["train"])
         if steps is None:
             return None
@@ -565,7 +590,7 @@ class _Binder:
                 made[player] = OptimizerSpec(**values)
         return made
 
-    def splits(self, dataset: ComponentSpec) -> dict[str, DataRecord]:
+    def splits(self, dataset: ComponentSpec) -> dict[str, DataRecord] | None:
         key = json.dumps(dataset.content(), sort_keys=True, default=str)
         if key not in self.opened:
             records: dict[str, DataRecord] = {}
@@ -575,6 +600,10 @@ class _Binder:
                 except FileNotFoundError:
                     size = signature("dataset", dataset.name).attributes.get("official_size", {}).get(split)
                     records[split] = DataRecord(fingerprint="official", images=size or 0, of=size)
+                except BadInput as error:
+                    named = [k for k in dataset.kwargs if k in str(error)]
+                    self.problems[f"{self.draft.where(('dataset', *named[:1]))}: dataset: {error}"] = None
+                    return None
             self.opened[key] = records
         return self.opened[key]
 

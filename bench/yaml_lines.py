@@ -25,8 +25,18 @@ def load_yaml(text: str, file: str | Path) -> tuple[Any, dict[KeyPath, int]]:
     Raises BadInput with file and line for anything that is not plain data.
     """
     lines: dict[KeyPath, int] = {}
+    above: list[yaml.Node] = []
 
     def plain(node: yaml.Node, path: KeyPath) -> Any:
+        if any(node is outer for outer in above):
+            raise BadInput(f"{file}:{node.start_mark.line + 1}: {_dotted(path)}: an alias inside what it stands for")
+        above.append(node)
+        try:
+            return read(node, path)
+        finally:
+            above.pop()
+
+    def read(node: yaml.Node, path: KeyPath) -> Any:
         line = node.start_mark.line + 1
         lines.setdefault(path, line)
         match node:

@@ -213,7 +213,7 @@ def chain(suite: Path, root: Path, undisturbed: Path, kills: list[str], name: st
         problems.append((folder / "output.txt").read_text()[-3000:])
     else:
         problems += differences(folder, undisturbed)
-    if left := [str(p) for p in (folder / "runs").rglob(".*.tmp") if p.parent.name != p.parts[-3]]:
+    if left := [str(p) for p in (folder / "runs").rglob(".*.tmp")]:
         problems.append(f"left behind: {left}")
     return {"kills": kills, "exits": exits, "problems": problems}
 

@@ -43,6 +43,8 @@ class VQ(Quantizer):
         entropy_temperature: float = 0.01,
     ) -> None:
         super().__init__()
+        if not entropy_temperature > 0:
+            raise ValueError(f"entropy_temperature must be above 0, got {entropy_temperature}")
         dim = latent.dim if codebook_dim is None else codebook_dim
         self.codebook = nn.Parameter(initial_codebook(codebook_size, dim, init))        # [K, D]
         self.input_dim = self.output_dim = dim

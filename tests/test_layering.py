@@ -1,0 +1,163 @@
+"""Who may import whom, read from the source; and that commands which need no torch never load it."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("bench", "implementations")
+FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p
+         for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
+#: modules that plan, list, launch and report: no torch at import, nor in anything they import
+TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
+    "cli", "curves", "errors", "image_cache", "image_dataset", "image_files", "launch", "places", "plan", "protocol",
+    "provenance", "registry", "resources", "results", "runs", "schema", "spec", "suite", "weights", "yaml_lines"))}
+TORCH_FREE |= {name for name in FILES if name.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
+#: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
+CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
+            "bench.errors", "bench.code_histogram", "bench.image_dataset", "bench.image_files"}
+PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets", "bench.trackers",
+         "bench.discriminators", "implementations")
+#: the loop and below, from the bottom up: a file imports only from lines above its own
+LAYERS = [
+    {"bench.errors", "bench.resources", "bench.types", "bench.distributed", "bench.report.spec"},
+    {"bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.report.model"},
+    {"bench.places", "bench.protocol", "bench.spec", "bench.code_histogram"},
+    {"bench.results", "bench.weights", "bench.image_files", "bench.optim"},
+    {"bench.runs", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
+    {"bench.suite", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate", "bench.validate"},
+    {"bench.plan", "bench.build", "bench.schema", "bench.launch"},
+    {"bench.execute"},
+    {"bench.cli"},
+    {"bench.__main__"},
+]
+
+
+def imported(path: Path, *, inside_functions: bool) -> set[str]:
+    """Modules of this project, and `torch`, that a file imports; `if TYPE_CHECKING` is for type checkers only."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not inside_functions:
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+            found.update(full for alias in node.names if (full := f"{node.module}.{alias.name}") in FILES)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return {m for m in found if m in FILES or m.partition(".")[0] in ("torch", "torchvision", "lpips", "einops")}
+
+
+def ours(name: str, *, inside_functions: bool = True) -> set[str]:
+    return {m for m in imported(FILES[name], inside_functions=inside_functions) if m in FILES}
+
+
+@cache
+def reached(name: str) -> frozenset[str]:
+    """All that importing a module loads."""
+    seen, todo = set(), [name]
+    while todo:
+        module = todo.pop()
+        if module not in seen:
+            seen.add(module)
+            if module in FILES:
+                todo += imported(FILES[module], inside_functions=False)
+    return frozenset(seen)
+
+
+def test_the_lists_name_modules_that_exist() -> None:
+    named = {name for layer in LAYERS for name in layer} | TORCH_FREE | (CONTRACT - {"bench.pretrained"})
+    assert named <= FILES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(TORCH_FREE))
+def test_planning_launching_and_reporting_load_no_torch(name: str) -> None:
+    heavy = {m for m in reached(name) if m not in FILES}
+    assert not heavy, f"{name} reaches {sorted(heavy)}"
+
+
+def test_the_walk_finds_torch_where_it_is() -> None:
+    assert "torch" in reached("bench.train") and "torch" in reached("bench.execute")
+
+
+def test_the_harness_imports_no_implementation() -> None:
+    for name in FILES:
+        if name.partition(".")[0] == "bench":
+            assert not {m for m in ours(name) if m.partition(".")[0] == "implementations"}, name
+
+
+def test_nobody_imports_a_tokenizer() -> None:
+    tokenizers = {f"implementations.{p.stem}" for p in (ROOT / "implementations").glob("[!_]*.py")}
+    assert tokenizers
+    for name in FILES:
+        assert not ours(name) & tokenizers, name
+
+
+@pytest.mark.parametrize("name", sorted(n for n in FILES if n.startswith(PARTS)))
+def test_parts_know_the_contract_and_their_own_kind_only(name: str) -> None:
+    home = name.rpartition(".")[0]
+    for module in ours(name) - CONTRACT:
+        allowed = (module.startswith("implementations.") if name.startswith("implementations")
+                   else module.rpartition(".")[0] == home or (home == "bench.objectives"
+                                                             and module.startswith(("bench.losses", "bench.disc"))))
+        assert allowed or module in PACKAGES, f"{name} imports {module}"
+
+
+def test_files_import_from_lower_layers_only() -> None:
+    height = {name: i for i, layer in enumerate(LAYERS) for name in layer}
+    for name, level in height.items():
+        for module in ours(name):
+            if module in height:
+                assert height[module] < level, f"{name} imports {module}"
+    flat = {n for n in FILES if n.startswith("bench.") and n.count(".") == 1 and FILES[n].name != "__init__.py"}
+    assert flat == {n for n in height if n.count(".") == 1}, "a module of bench has no layer yet"
+
+
+def test_nothing_imports_the_command_line() -> None:
+    assert [name for name in FILES if "bench.cli" in ours(name)] == ["bench.__main__"]
+
+
+DRIVER = """
+import json, sys
+sys.argv = ["bench", *json.loads(sys.argv[1])]
+from bench.__main__ import main
+code = 0
+try:
+    main()
+except SystemExit as error:
+    code = error.code or 0
+heavy = sorted({m.partition(".")[0] for m in sys.modules} & {"torch", "torchvision", "lpips", "pandas", "seaborn"})
+print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--help"], ["ls"], ["ls", "quantizers"], ["plan", "quickstart"], ["plan", "celeba_readme_table", "--json"],
+    ["status", "quickstart"], ["run", "--help"], ["schema"], ["report", "quickstart"], ["plan", "quickstrat"],
+], ids=" ".join)
+def test_commands_that_need_no_torch_do_not_load_it(arguments: list[str], tmp_path: Path) -> None:
+    if arguments[0] == "report":
+        if not (ROOT / "results/quickstart/records.jsonl").is_file():
+            pytest.skip("there are no records of quickstart here")
+        arguments = [*arguments, "--reports", str(tmp_path)]
+    if arguments[0] in ("plan", "status"):
+        arguments = [*arguments, "--runs", str(tmp_path / "runs")]
+    done = subprocess.run([sys.executable, "-c", DRIVER, json.dumps(arguments)], cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {"BENCH_CACHE": str(tmp_path / "cache")}, timeout=60)
+    said = json.loads(done.stderr.splitlines()[-1])
+    assert said == {"code": 2 if arguments[1:2] == ["quickstrat"] else 0, "heavy": []}, done.stderr
