@@ -136,6 +136,7 @@ class _Story:
         self.tracker_names = () if self.spec.debug else asked
         self.trackers: list[Any] = []
         self._told = 0.0
+        self.per_step: float | None = None
 
     # -- the story -----------------------------------------------------------------------------------------------
 
@@ -182,7 +183,8 @@ class _Story:
             resolve("tracker", name)(folder.path / name, self.run.label, spec.model_dump(mode="json"))
             for name in self.tracker_names if is_main()
         ]
-        marks = {"saved": time.monotonic(), "since": time.monotonic(), "first": state.step, "base": self.seconds}
+        began = time.monotonic()
+        marks = {"saved": began, "since": began, "base": self.seconds, "at": began, "step": state.step}
 
         def watched(step: int) -> bool:
             return _due(step + 1, loop.log_every, spec.steps) or _due(step + 1, loop.watch_every, spec.steps)
@@ -213,7 +215,7 @@ class _Story:
                 raise Interrupted
             return last
 
-        self._first_words(state)
+        self.say("training", step=state.step)
         if state.step == spec.steps:            # stopped between the last checkpoint and final.pt
             self.save(state, last=True)
         train(state, batches, spec, after_step, watched=watched, precision=precision)
@@ -353,16 +355,16 @@ class _Story:
 
     # -- what others see -----------------------------------------------------------------------------------------
 
-    def _first_words(self, state: TrainState) -> None:
-        self.say("training", step=state.step)
-
     def tell_progress(self, state: TrainState, marks: dict[str, float]) -> None:
-        if time.monotonic() - self._told < STATE_EVERY or not is_main():
+        """At most once a second; the speed is that of the last seconds, so that the time left follows the machine."""
+        now = time.monotonic()
+        if now - self._told < STATE_EVERY or not is_main():
             return
-        elapsed = time.monotonic() - marks["since"]
-        per_step = elapsed / max(1, state.step - marks["first"])
-        self.say("training", step=state.step, images_per_second=self.spec.batch_size / per_step,
-                 eta_seconds=per_step * (self.spec.steps - state.step))
+        per_step = (now - marks["at"]) / max(1, state.step - marks["step"])
+        self.per_step = per_step if self.per_step is None else 0.7 * self.per_step + 0.3 * per_step
+        marks |= {"at": now, "step": state.step}
+        self.say("training", step=state.step, images_per_second=self.spec.batch_size / self.per_step,
+                 eta_seconds=self.per_step * (self.spec.steps - state.step))
 
     def say(self, phase: Any, **what: Any) -> None:
         if not is_main():
