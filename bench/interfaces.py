@@ -11,7 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bench.errors import Incompatible as Incompatible
-from bench.types import Batch, LatentShape as LatentShape, QuantizerOutput, TokenizerOutput, TokenLayout, Update
+from bench.types import Batch, QuantizerOutput, TokenizerOutput, TokenLayout, Update
+from bench.types import LatentShape as LatentShape
 
 
 class Quantizer(nn.Module, ABC):

@@ -55,8 +55,8 @@ def _planned(run: Run, places: Places, line: Record | None, speeds: dict[str, fl
     record = next(iter(union(*([r] for r in (line, folder.record()) if r is not None))), None)
     state, owner = folder.read_state(), folder.owner(now)
     known = {**(record.values if record else {}), **folder.read_values()}
-    lacking = [w.name for w in run.values if w.value_id not in known or known[w.value_id].number is None
-               and known[w.value_id].reason is None]
+    lacking = [w.name for w in run.values if w.value_id not in known or (known[w.value_id].number is None
+               and known[w.value_id].reason is None)]
     speed = speeds.get(_speed_key(run.fields))
     hours = None if speed is None else run.train.steps * run.train.batch_size / speed / 3600
     rest = {"record": record, "state": state, "owner": owner}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import json
@@ -12,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from bench.errors import BadInput
 from bench.runs import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,12 +53,31 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def source_digest(files: Iterable[Path]) -> str:
-    """Digest of source files: their names inside the project and their bytes, in any order and place."""
+    """12 hex digits of what source files compute: comments, docstrings, imports and layout do not move it.
+
+    Independent of their order and of where the repository lies. Raises BadInput for a file that cannot be read.
+    """
     digest = hashlib.sha256()
-    for name, file in sorted((_name(file), file) for file in {Path(f).resolve() for f in files}):
-        content = file.read_bytes()
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()[:16]
+    for file in sorted(set(files), key=_name):
+        try:
+            tree = ast.parse(file.read_bytes())
+        except (OSError, SyntaxError) as error:
+            raise BadInput(f"{file}: cannot be read as source code ({error}); restore it") from error
+        digest.update(f"{_name(file)}\0{ast.dump(_Bare().visit(tree))}\0".encode())
+    return digest.hexdigest()[:12]
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes out what computes nothing."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+    def visit_Import(self, node: ast.Import) -> None:
+        return None
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        return None
 
 
 def _name(file: Path) -> str:

@@ -22,7 +22,17 @@ from bench.report.spec import ReportSpec
 from bench.resources import Resources
 from bench.results import Component, DataRecord
 from bench.spec import (
-    MISSING, ComponentSpec, LoopSettings, OptimizerSpec, Positive, Spec, TrainSpec, ValueSpec, bind, flatten, hint,
+    MISSING,
+    ComponentSpec,
+    LoopSettings,
+    OptimizerSpec,
+    Positive,
+    Spec,
+    TrainSpec,
+    ValueSpec,
+    bind,
+    flatten,
+    hint,
 )
 from bench.weights import identity as weight_identity
 from bench.weights import needed

@@ -253,8 +253,8 @@ def parse() -> argparse.Namespace:
 
 
 def run_trials(options: argparse.Namespace, root: Path) -> list[dict[str, Any]]:
-    import seaborn          # noqa: F401 - what the command would import again in each fork
-    import torch._dynamo    # noqa: F401
+    import seaborn  # noqa: F401 - what the command would import again in each fork
+    import torch._dynamo  # noqa: F401
 
     os.environ["BENCH_CACHE"] = str(root / "cache")
     suite = write_suite(root, options.quantizer or sorted(QUANTIZERS))

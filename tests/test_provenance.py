@@ -89,7 +89,7 @@ def test_versions_are_read_without_importing_and_absent_packages_are_left_out():
     assert versions(["no-such-thing"]) == {}
 
 
-def test_a_source_digest_moves_with_names_and_bytes_and_not_with_order_or_place(tmp_path, monkeypatch):
+def test_a_source_digest_moves_with_names_and_code_and_not_with_order_or_place(tmp_path, monkeypatch):
     def digest_of(root: Path, files: dict[str, str]) -> str:
         monkeypatch.setattr(origin, "ROOT", root)
         for name, text in files.items():
@@ -97,11 +97,13 @@ def test_a_source_digest_moves_with_names_and_bytes_and_not_with_order_or_place(
             (root / name).write_text(text)
         return source_digest(root / name for name in files)
 
-    first = digest_of(tmp_path / "here", {"bench/a.py": "1", "bench/b.py": "2"})
-    assert digest_of(tmp_path / "there", {"bench/b.py": "2", "bench/a.py": "1"}) == first
-    assert digest_of(tmp_path / "swapped", {"bench/a.py": "2", "bench/b.py": "1"}) != first
-    assert digest_of(tmp_path / "moved", {"bench/a.py": "12", "bench/b.py": ""}) != first
-    assert digest_of(tmp_path / "named", {"bench/a.py": "1", "bench/c.py": "2"}) != first
+    first = digest_of(tmp_path / "here", {"bench/a.py": "x = 1", "bench/b.py": "x = 2"})
+    assert digest_of(tmp_path / "there", {"bench/b.py": "x = 2", "bench/a.py": "x = 1"}) == first
+    bare = "import os\n# why\nx = (\n1)  # because\n'''what'''\n"
+    assert digest_of(tmp_path / "said", {"bench/a.py": bare, "bench/b.py": "x = 2"}) == first
+    assert digest_of(tmp_path / "swapped", {"bench/a.py": "x = 2", "bench/b.py": "x = 1"}) != first
+    assert digest_of(tmp_path / "moved", {"bench/a.py": "x = 1; x = 2", "bench/b.py": ""}) != first
+    assert digest_of(tmp_path / "named", {"bench/a.py": "x = 1", "bench/c.py": "x = 2"}) != first
 
 
 def test_the_code_of_a_submission_is_kept_with_its_run(repository, tmp_path):
