@@ -77,7 +77,7 @@ def execute(
             try:
                 return story.tell()
             except Interrupted:
-                story.say("waiting", reason="interrupted; the same command continues it")
+                story.say("waiting", step=story.step, reason="interrupted; the same command continues it")
                 raise
             except Exception as error:
                 story.fail(error)
@@ -129,6 +129,7 @@ class _Story:
         self.layout: dict[str, Any] = {}
         self.parameters: dict[str, int] = {}
         self.last_row: dict[str, float] = {}
+        self.step = 0                           # steps done
         previous = folder.read_state()
         self.restarts = previous.restarts + 1 if previous is not None and previous.phase == "training" else (
             previous.restarts if previous is not None else 0)
@@ -160,7 +161,7 @@ class _Story:
             earlier = None
         else:
             state.load_state_dict(final["train"], self.device)
-            self.seconds, self.last_row = final["seconds"], final["row"]
+            self.seconds, self.last_row, self.step = final["seconds"], final["row"], state.step
         record = earlier or self.record("trained", state.step)
         self.write(record)
         values = self.evaluate(state, test_images)
@@ -175,6 +176,7 @@ class _Story:
         if (saved := newest_checkpoint(folder.checkpoints, self.device)) is not None:
             state.load_state_dict(saved["train"], self.device)
             self.seconds, self.last_row = saved["seconds"], saved["row"]
+            self.step = state.step
             log.info("%s: continues at step %d", self.run.label, state.step)
         self.curves = Curves(folder.curves, state.step)
         _, precision = autocast(spec, self.device)
@@ -190,7 +192,8 @@ class _Story:
             return _due(step + 1, loop.log_every, spec.steps) or _due(step + 1, loop.watch_every, spec.steps)
 
         def after_step(state: TrainState) -> bool:
-            step, last = state.step, state.step == spec.steps
+            self.step = step = state.step
+            last = step == spec.steps
             logged = _due(step, loop.log_every, spec.steps)
             if _due(step, loop.watch_every, spec.steps) and is_main():
                 self.write_arrays(state)
@@ -425,7 +428,7 @@ class _Story:
         else:
             phase = "skipped" if isinstance(error, Incompatible) else "failed"
             self.write(self.record(phase, 0, reason=reason))
-        self.say("failed", reason=reason, step=error.step if isinstance(error, NonFinite) else 0)
+        self.say("failed", reason=reason, step=error.step if isinstance(error, NonFinite) else self.step)
 
     def signals(self) -> _Signals:
         return _Signals(self.stop)

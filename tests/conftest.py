@@ -2,5 +2,5 @@
 
 import os
 
-# Tiny tensors gain nothing from a second thread, and waiting for one that shares its core costs a hundredfold.
+# Tiny tensors gain nothing from a second thread; waiting for one that shares its core costs a hundredfold.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,4 +1,4 @@
-"""What a user can get wrong: exit code 2 and one sentence that says what, where and what to do; nothing is trained."""
+"""What a user can get wrong: exit code 2 and one sentence that says what and where; nothing is trained."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def bench(home: Path, capsys: pytest.CaptureFixture[str], text: str, *arguments: str) -> tuple[int, list[str]]:
+def bench(
+    home: Path, capsys: pytest.CaptureFixture[str], text: str, *arguments: str,
+) -> tuple[int, list[str]]:
     """(exit code, lines on stderr) of `bench run`."""
     (home / "wrong.yaml").write_text(text)
     sys.argv = ["bench", "run", "wrong.yaml", "--launcher", "debug", *arguments]
@@ -77,16 +79,18 @@ SIMPLE = {
     "wrong type": (changed("hidden: 8", "hidden: wide"), (),
                    'wrong.yaml:7: tokenizer.hidden = "wide": expected int'),
     "impossible size": (changed("image_size: 16", "image_size: 18"), (),
-                        "wrong.yaml:4: dataset.image_size = 18: vqvae downsamples by 4, so dataset.image_size must be "
-                        "a multiple of 4, got 18"),
+                        "wrong.yaml:4: dataset.image_size = 18: vqvae downsamples by 4, so dataset.image_"
+                        "size must be a multiple of 4, got 18"),
     "duplicate key": (changed("    hidden: 8\n", "    hidden: 8\n    hidden: 8\n"), (),
-                      "wrong.yaml:8: base.tokenizer.hidden: the key is written twice (first in line 7); keep one"),
+                      "wrong.yaml:8: base.tokenizer.hidden: the key is written twice (first in line 7); "
+                      "keep one"),
     "unknown tokenizer": (changed("name: vqvae", "name: vqvea"), (),
                           "wrong.yaml:6: tokenizer.name = \"vqvea\": there is no tokenizer 'vqvea'; "
                           "did you mean vqvae?"),
     "negative steps": (changed("steps: 2", "steps: -2"), (),
                        "wrong.yaml:12: train.steps = -2: input should be greater than 0"),
-    "override": (SUITE, ("train.stepz=3",), "command line: train.stepz = 3: no such key; did you mean steps?"),
+    "override": (SUITE, ("train.stepz=3",),
+                 "command line: train.stepz = 3: no such key; did you mean steps?"),
     "unknown tracker": (SUITE, ("--track", "tensorbord"),
                         "there is no tracker 'tensorbord'; did you mean tensorboard?"),
     "unknown launcher": (SUITE, ("--launcher", "sluurm"),
@@ -167,7 +171,9 @@ def test_a_suite_that_is_not_there_names_the_nearest(home: Path, capsys: pytest.
         assert capsys.readouterr().err == "wrnog.yaml: no such suite file; did you mean wrong?\n"
 
 
-def test_a_report_without_records_says_how_to_make_them(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_report_without_records_says_how_to_make_them(
+    home: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
     (home / "wrong.yaml").write_text(SUITE)
     sys.argv = ["bench", "report", "wrong.yaml"]
     with pytest.raises(SystemExit) as error:

@@ -1,6 +1,6 @@
 """The contract of tokenizers, for every registered one: a new file is covered without a line here.
 
-    python tests/test_every_tokenizer.py --write     after a change of the arithmetic, with a bumped `revision`
+    python tests/test_every_tokenizer.py --write     after a change of the arithmetic, with a new `revision`
 """
 
 from __future__ import annotations
@@ -140,7 +140,9 @@ def test_every_parameter_belongs_to_one_player_and_gets_a_gradient(name: str, qu
 
 @every
 @pytest.mark.parametrize("objective", available("objective"))
-def test_two_steps_of_each_objective_change_the_weights(name: str, quantizer: str | None, objective: str) -> None:
+def test_two_steps_of_each_objective_change_the_weights(
+    name: str, quantizer: str | None, objective: str,
+) -> None:
     spec = spec_of(name, quantizer, objective)
     before, _ = build_model(spec)
     state, rows = two_steps(spec)

@@ -53,7 +53,8 @@ def no_weights_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suite", SUITES, ids=lambda p: p.stem)
 def test_ids_of_the_shipped_runs_are_the_golden_ones(suite: Path, bare: Places) -> None:
     golden = json.loads(GOLDEN.read_text())
-    assert ids(suite, bare) == golden[suite.stem], "python tests/test_identity.py --write, and say why in the commit"
+    how = "python tests/test_identity.py --write, and say why in the commit"
+    assert ids(suite, bare) == golden[suite.stem], how
 
 
 def test_the_golden_ids_are_of_the_suites_that_ship() -> None:
@@ -160,7 +161,9 @@ def test_formatting_and_defaults_that_are_written_out_do_not_matter(bare: Places
     {"base.optimizers.tokenizer.lr_per_image": 0.00005, "base.optimizers.tokenizer.lr": None},
     {"base.train.epochs": 1.25, "base.train.steps": None},
 ], ids=lambda change: ",".join(change))
-def test_how_a_run_is_carried_out_does_not_matter(change: dict[str, Any], bare: Places, tmp_path: Path) -> None:
+def test_how_a_run_is_carried_out_does_not_matter(
+    change: dict[str, Any], bare: Places, tmp_path: Path,
+) -> None:
     content = json.loads(json.dumps(SUITE))
     for key, value in change.items():
         *path, last = key.split(".")
@@ -192,10 +195,11 @@ def test_a_run_keeps_its_ids_on_its_way_through_json(bare: Places, tmp_path: Pat
             assert TrainSpec.model_validate_json(run.train.model_dump_json()).train_id == run.train_id
 
 
-def test_a_neutral_keyword_is_left_out_at_its_value_and_counts_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_neutral_keyword_counts_only_at_other_values(monkeypatch: pytest.MonkeyPatch) -> None:
     sig = signature("quantizer", "vq")
     before = bind("quantizer", "vq", ("q",), fail)
-    without = ComponentSpec(**{**dict(before), "kwargs": {k: v for k, v in before.kwargs.items() if k != "entropy"}})
+    rest = {k: v for k, v in before.kwargs.items() if k != "entropy"}
+    without = ComponentSpec(**{**dict(before), "kwargs": rest})
     assert identity(before) != identity(without)
     monkeypatch.setitem(sig.attributes, "neutral", {"entropy": False})
     assert identity(before) == identity(without)

@@ -1,4 +1,4 @@
-"""kill -9 at any moment, then the same command: weights, record, curves and values as if nothing had happened."""
+"""kill -9 at any moment, then the same command: weights, record, curves as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 HARNESS = Path(__file__).with_name("kill_harness.py")
 
-# One suite with two runs, vq and then ema_vq, of 40 steps with a checkpoint every 5; killed, started again, ...
+# One suite with two runs, vq and then ema_vq, of 40 steps a checkpoint every 5; killed, started again, ...
 KILLS = [
     "save:step-*.pt:3:half",        # vq, step 15: the checkpoint is half written
     "save:final.pt:1:aside",        # vq: between its last checkpoint and the file that says it is trained
@@ -79,8 +79,9 @@ def test_the_same_command_in_a_fresh_process_has_nothing_to_do(killed: tuple) ->
     folder, _ = killed
     target = folder / "disturbed"
     done = subprocess.run(
-        [sys.executable, "-m", "bench", "run", str(folder / "killed.yaml"), "--launcher", "debug", "--results",
-         str(target / "results"), "--reports", str(target / "reports"), "--runs", str(target / "runs")],
+        [sys.executable, "-m", "bench", "run", str(folder / "killed.yaml"), "--launcher", "debug",
+         "--results", str(target / "results"), "--reports", str(target / "reports"),
+         "--runs", str(target / "runs")],
         cwd=ROOT, text=True, capture_output=True, timeout=120,
         env=os.environ | {"BENCH_CACHE": str(folder / "cache")},
     )

@@ -18,14 +18,15 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "cli", "curves", "errors", "image_cache", "image_dataset", "image_files", "launch", "places", "plan", "protocol",
-    "provenance", "registry", "resources", "results", "runs", "schema", "spec", "suite", "weights", "yaml_lines"))}
-TORCH_FREE |= {name for name in FILES if name.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
+    "cli", "curves", "errors", "image_cache", "image_dataset", "image_files", "launch", "places", "plan",
+    "protocol", "provenance", "registry", "resources", "results", "runs", "schema", "spec", "suite",
+    "weights", "yaml_lines"))}
+TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
 CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
             "bench.errors", "bench.code_histogram", "bench.image_dataset", "bench.image_files"}
-PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets", "bench.trackers",
-         "bench.discriminators", "implementations")
+PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets",
+         "bench.trackers", "bench.discriminators", "implementations")
 #: the loop and below, from the bottom up: a file imports only from lines above its own
 LAYERS = [
     {"bench.errors", "bench.resources", "bench.types", "bench.distributed", "bench.report.spec"},
@@ -33,7 +34,8 @@ LAYERS = [
     {"bench.places", "bench.protocol", "bench.spec", "bench.code_histogram"},
     {"bench.results", "bench.weights", "bench.image_files", "bench.optim"},
     {"bench.runs", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
-    {"bench.suite", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate", "bench.validate"},
+    {"bench.suite", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
+     "bench.validate"},
     {"bench.plan", "bench.build", "bench.schema", "bench.launch"},
     {"bench.execute"},
     {"bench.cli"},
@@ -42,7 +44,7 @@ LAYERS = [
 
 
 def imported(path: Path, *, inside_functions: bool) -> set[str]:
-    """Modules of this project, and `torch`, that a file imports; `if TYPE_CHECKING` is for type checkers only."""
+    """Modules of this project, and `torch`, that a file imports; not those `if TYPE_CHECKING`."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -60,7 +62,8 @@ def imported(path: Path, *, inside_functions: bool) -> set[str]:
             visit(child)
 
     visit(ast.parse(path.read_text()))
-    return {m for m in found if m in FILES or m.partition(".")[0] in ("torch", "torchvision", "lpips", "einops")}
+    heavy = ("torch", "torchvision", "lpips", "einops")
+    return {m for m in found if m in FILES or m.partition(".")[0] in heavy}
 
 
 def ours(name: str, *, inside_functions: bool = True) -> set[str]:
@@ -113,8 +116,8 @@ def test_parts_know_the_contract_and_their_own_kind_only(name: str) -> None:
     home = name.rpartition(".")[0]
     for module in ours(name) - CONTRACT:
         allowed = (module.startswith("implementations.") if name.startswith("implementations")
-                   else module.rpartition(".")[0] == home or (home == "bench.objectives"
-                                                             and module.startswith(("bench.losses", "bench.disc"))))
+                   else module.rpartition(".")[0] == home
+                   or (home == "bench.objectives" and module.startswith(("bench.losses", "bench.disc"))))
         assert allowed or module in PACKAGES, f"{name} imports {module}"
 
 
@@ -124,7 +127,8 @@ def test_files_import_from_lower_layers_only() -> None:
         for module in ours(name):
             if module in height:
                 assert height[module] < level, f"{name} imports {module}"
-    flat = {n for n in FILES if n.startswith("bench.") and n.count(".") == 1 and FILES[n].name != "__init__.py"}
+    flat = {n for n, path in FILES.items()
+            if n.startswith("bench.") and n.count(".") == 1 and path.name != "__init__.py"}
     assert flat == {n for n in height if n.count(".") == 1}, "a module of bench has no layer yet"
 
 
@@ -141,13 +145,15 @@ try:
     main()
 except SystemExit as error:
     code = error.code or 0
-heavy = sorted({m.partition(".")[0] for m in sys.modules} & {"torch", "torchvision", "lpips", "pandas", "seaborn"})
+heavy = {"torch", "torchvision", "lpips", "pandas", "seaborn"}
+heavy = sorted({m.partition(".")[0] for m in sys.modules} & heavy)
 print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
 """
 
 
 @pytest.mark.parametrize("arguments", [
-    ["--help"], ["ls"], ["ls", "quantizers"], ["plan", "quickstart"], ["plan", "celeba_readme_table", "--json"],
+    ["--help"], ["ls"], ["ls", "quantizers"], ["plan", "quickstart"],
+    ["plan", "celeba_readme_table", "--json"],
     ["status", "quickstart"], ["run", "--help"], ["schema"], ["report", "quickstart"], ["plan", "quickstrat"],
 ], ids=" ".join)
 def test_commands_that_need_no_torch_do_not_load_it(arguments: list[str], tmp_path: Path) -> None:
@@ -158,6 +164,7 @@ def test_commands_that_need_no_torch_do_not_load_it(arguments: list[str], tmp_pa
     if arguments[0] in ("plan", "status"):
         arguments = [*arguments, "--runs", str(tmp_path / "runs")]
     done = subprocess.run([sys.executable, "-c", DRIVER, json.dumps(arguments)], cwd=ROOT, text=True,
-                          capture_output=True, env=os.environ | {"BENCH_CACHE": str(tmp_path / "cache")}, timeout=60)
+                          capture_output=True, timeout=60,
+                          env=os.environ | {"BENCH_CACHE": str(tmp_path / "cache")})
     said = json.loads(done.stderr.splitlines()[-1])
     assert said == {"code": 2 if arguments[1:2] == ["quickstrat"] else 0, "heavy": []}, done.stderr

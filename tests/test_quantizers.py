@@ -1,4 +1,4 @@
-"""Quantizers: the contract, for every registered one; searches, gradients and updates against plain formulas."""
+"""Quantizers: the contract, for every registered one; searches, gradients, updates against plain formulas."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from implementations.search.entropy import assignment_entropy
 from implementations.search.initial import drawn_from, initial_codebook
 from implementations.search.lookup import straight_through_lookup
 from implementations.search.nearest import nearest_codes
+from implementations.search.precision import without_autocast
 
 SHAPE = LatentShape(positions=12, dim=6, grid=(3, 4))
 
@@ -98,6 +99,17 @@ def test_half_precision_latents_are_searched_in_full_precision(name: str, autoca
         assert torch.equal(out.losses[loss], value)
 
 
+def test_products_are_full_fp32_inside_quantizers_even_where_tf32_is_allowed() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with without_autocast(torch.zeros(1)):
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @every_quantizer
 def test_state_dict_brings_everything_back(name: str) -> None:
     first = build(name).train()
@@ -115,7 +127,8 @@ def test_state_dict_brings_everything_back(name: str) -> None:
             quantizer.after_step(3)
     assert not same(first.state_dict(), second.state_dict())
     a, b = first.eval()(latents), second.eval()(latents)
-    assert torch.equal(a.quantized, b.quantized) and not same(a.codes, b.codes) and not same(a.losses, b.losses)
+    assert torch.equal(a.quantized, b.quantized) and not same(a.codes, b.codes)
+    assert not same(a.losses, b.losses)
 
 
 @every_quantizer
@@ -137,7 +150,8 @@ def test_works_alone_on_maps_and_on_sequences(name: str) -> None:
     out = quantizer(sequence)
     assert from_maps.shape == (3, quantizer.output_dim, *SHAPE.grid)
     assert torch.equal(from_maps.flatten(2).transpose(1, 2), from_sequence)
-    assert torch.equal(from_sequence, out.quantized) and not same(codes, out.codes) and not same(codes, codes_again)
+    assert torch.equal(from_sequence, out.quantized) and not same(codes, out.codes)
+    assert not same(codes, codes_again)
     wanted = sum(quantizer.loss_weights[k] * float(v.detach()) for k, v in out.losses.items())
     assert float(loss.detach()) == pytest.approx(wanted, rel=1e-6) and torch.equal(loss, loss_again)
 
@@ -161,7 +175,7 @@ def brute_force(z: Tensor, e: Tensor) -> np.ndarray:
 @settings(max_examples=60, deadline=None)
 @given(n=st.integers(1, 200), d=st.integers(1, 17), k=st.integers(1, 90), rows=st.integers(1, 70),
        seed=st.integers(0, 2**16))
-def test_nearest_code_is_exact_with_ties_to_the_lowest_index(n: int, d: int, k: int, rows: int, seed: int) -> None:
+def test_nearest_code_is_exact_with_ties_to_the_lowest(n: int, d: int, k: int, rows: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     # small whole numbers: every score is exact in fp32, so that ties are ties
     z = torch.randint(-3, 4, (n, d), generator=generator).float()
@@ -387,7 +401,7 @@ def test_first_codes_fill_their_published_range(init: str, bound: float) -> None
     table = initial_codebook(512, 32, init)
     assert table.shape == (512, 32) and table.dtype == torch.float32
     assert 0.999 * bound < table.abs().max() <= bound
-    assert float(table.var()) == pytest.approx(bound**2 / 3, rel=0.02)      # variance of a uniform distribution
+    assert float(table.var()) == pytest.approx(bound**2 / 3, rel=0.02)      # of a uniform distribution
     if init == "kaiming":
         ours = nn.init.kaiming_uniform_(torch.empty(512, 32))
         assert float(ours.var()) == pytest.approx(float(table.var()), rel=0.03)
@@ -396,7 +410,8 @@ def test_first_codes_fill_their_published_range(init: str, bound: float) -> None
 def test_normal_first_codes_have_unit_variance() -> None:
     torch.manual_seed(0)
     table = initial_codebook(512, 32, "normal")
-    assert float(table.mean()) == pytest.approx(0, abs=0.03) and float(table.std()) == pytest.approx(1, rel=0.03)
+    assert float(table.mean()) == pytest.approx(0, abs=0.03)
+    assert float(table.std()) == pytest.approx(1, rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["vq", "ema_vq"])
@@ -415,7 +430,7 @@ def test_sampled_first_codes_are_latents_of_the_first_training_batch(name: str) 
     other = build(name, init="samples")
     other.load_state_dict(quantizer.state_dict())
     other.train()(latents_for(quantizer, seed=8))
-    assert torch.equal(other.codebook, table)                               # a loaded table is not drawn again
+    assert torch.equal(other.codebook, table)                         # a loaded table is not drawn again
 
 
 def test_more_codes_than_latents_repeat_each_latent_about_equally() -> None:
@@ -473,7 +488,7 @@ class PlainBlock(nn.Module):
 
 @pytest.mark.parametrize("rectified, twin", [(True, InPlaceBlock), (False, PlainBlock)])
 @pytest.mark.parametrize("make, channels", [(simple_cnn_encoder, 3), (simple_cnn_decoder, 8)])
-def test_rectified_skip_is_the_network_with_in_place_relu(rectified: bool, twin: type, make, channels: int) -> None:
+def test_rectified_skip_is_the_in_place_relu(rectified: bool, twin: type, make, channels: int) -> None:
     torch.manual_seed(0)
     ours = make(8, 2, rectified_skip=rectified)
     theirs = nn.Sequential(*(twin(m) if isinstance(m, ResidualBlock) else m for m in ours))

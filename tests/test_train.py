@@ -1,10 +1,11 @@
-"""The training loop by its properties: resuming, monitors, accumulation, processes, order of images, schedules."""
+"""The training loop by its properties: resuming, monitors, accumulation, processes, order, schedules."""
 
 from __future__ import annotations
 
 import io
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,21 +23,22 @@ from tiny import CPU, MONITORS, ROOT, batches, images, new_state, places, same, 
 from torch import Tensor, nn
 
 import bench.data
-from bench.checkpoint import newest_checkpoint, save_checkpoint
+from bench.checkpoint import newest_checkpoint, read_state, save_checkpoint
 from bench.curves import Curves, read_curves, thinned
 from bench.data import Order, StreamedBatches
 from bench.distributed import start, stop
 from bench.errors import NonFinite
 from bench.evaluate import measure
-from bench.execute import execute
+from bench.execute import Interrupted, execute, execute_many
 from bench.image_dataset import ImageDataset
 from bench.metrics.psnr import PSNR
 from bench.metrics.usage import Usage
 from bench.monitors.codebook_usage import CodebookUsage
 from bench.optim import PlayerOptimizer, WeightAverage
-from bench.runs import RunFolder
+from bench.places import Places
+from bench.runs import RunFolder, State
 from bench.spec import OptimizerSpec, TrainSpec
-from bench.suite import Suite
+from bench.suite import Run, Suite
 from bench.train import Terms, TrainState, train
 from bench.types import TokenizerOutput
 
@@ -203,7 +205,7 @@ def test_a_term_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     file.write_text(BREAKING.format(at=at, checkpoint_every=checkpoint_every))
     where = places(tmp_path)
     found, = Suite.load(file).expand(where)
-    for _ in range(2):                              # the second time from the checkpoint: it ends the same way
+    for _ in range(2):                              # again, from the checkpoint: it ends the same way
         with pytest.raises(NonFinite, match=f"'pixel' was not finite at step {at}"):
             execute(found, where, device="cpu")
         folder = RunFolder(where.runs, found.train_id)
@@ -234,11 +236,64 @@ class Breaking(Reconstruction):
 '''
 
 
+# -- a signal ----------------------------------------------------------------------------------------------
+
+
+WHOLE = """
+name: whole
+question: Does a run end the same way by other roads?
+base:
+  dataset: {name: photos, image_size: 16, train_images: 64, test_images: 24}
+  tokenizer: {name: vqvae, hidden: 8, quantizer: {name: ema_vq, codebook_size: 16, codebook_dim: 4}}
+  objective: {name: reconstruction}
+  optimizers: {tokenizer: {lr: 1e-3, eps: 1e-2}}
+  train: {steps: 12, batch_size: 8, flip: true, average: 0.9, log_every: 3, eval_every: 6, eval_images: 8,
+          watch_every: 6, checkpoint_every: 5}
+  measure: {values: [psnr, ssim, usage, perplexity], weights: average}
+  monitors: [codebook_usage, codebook_norms, quantization_error]
+"""
+
+
+def whole_run(folder: Path) -> tuple[Run, Places]:
+    where = places(folder)
+    (folder / "whole.yaml").write_text(WHOLE)
+    found, = Suite.load(folder / "whole.yaml").expand(where)
+    return found, where
+
+
+def test_a_signal_saves_at_the_next_step_and_the_same_command_continues(tmp_path: Path) -> None:
+    for name in ("straight", "stopped"):
+        (tmp_path / name).mkdir()
+    straight, where = whole_run(tmp_path / "straight")
+    wanted = execute(straight, where, device="cpu")
+    run, elsewhere = whole_run(tmp_path / "stopped")
+    folder = RunFolder(elsewhere.runs, run.train_id)
+
+    def told(state: State) -> None:
+        if state.phase == "training":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    for step in (1, 2):
+        with pytest.raises(Interrupted):
+            execute(run, elsewhere, device="cpu", progress=told)
+        state = folder.read_state()
+        assert (state.phase, state.step) == ("waiting", step) and folder.owner() is None
+        assert newest_checkpoint(folder.checkpoints, CPU)["train"]["step"] == step
+        assert folder.record() is None and signal.getsignal(signal.SIGTERM) == before
+    found = execute(run, elsewhere, device="cpu")
+    assert found.state == "done" and found.values == wanted.values and found.monitors == wanted.monitors
+    finals = [read_state(RunFolder(p.runs, run.train_id).checkpoints / "final.pt", CPU)["train"]
+              for p in (where, elsewhere)]
+    assert not same(*finals)
+    assert read_curves(folder.curves) == read_curves(RunFolder(where.runs, run.train_id).curves)
+
+
 # -- several processes -------------------------------------------------------------------------------------
 
 
-SHARED = {"optimizers": {"tokenizer": OptimizerSpec(lr=1e-3, eps=1e-2, clip_norm=0.5)}, "steps": 4, "flip": True,
-          "accumulation": 2}
+SHARED = {"optimizers": {"tokenizer": OptimizerSpec(lr=1e-3, eps=1e-2, clip_norm=0.5)},
+          "steps": 4, "flip": True, "accumulation": 2}
 ENTROPY = VQ | {"entropy": True, "entropy_temperature": 1.0}
 CASES = {"vq": ENTROPY, "ema_vq": EMA, "ema_laplace": EMA | {"zero_count": "laplace", "init": "normal"}}
 
@@ -247,7 +302,8 @@ def trained_and_measured(case: str) -> dict[str, Any]:
     spec = train_spec(CASES[case], **SHARED)
     state = new_state(spec)
     rows = run(state, spec, log_every=2)
-    found = measure(state.model, images(21, seed=5), {"psnr": PSNR(), "usage": Usage()}, device=CPU, batch_size=8)
+    metrics = {"psnr": PSNR(), "usage": Usage()}
+    found = measure(state.model, images(21, seed=5), metrics, device=CPU, batch_size=8)
     return {"model": state.model.state_dict(), "rows": rows, "usage": state.monitors[0].state_dict(),
             "measured": {name: m.number for name, m in found.items()}}
 
@@ -261,7 +317,8 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
         port = free.getsockname()[1]
     started = [
         subprocess.Popen(
-            [sys.executable, __file__, str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, __file__, str(folder)], text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                               "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
         for rank in range(2)
@@ -276,7 +333,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
 def test_two_processes_equal_one(case: str, two_processes: list[dict[str, Any]]) -> None:
     wanted = trained_and_measured(case)
     for found in (process[case] for process in two_processes):
-        assert not same(found["usage"], wanted["usage"])        # the window holds the same codes in the same order
+        assert not same(found["usage"], wanted["usage"])        # the same codes in the same order
         for name, value in wanted["model"].items():
             if not isinstance(value, Tensor):
                 assert found["model"][name] == value
@@ -295,6 +352,24 @@ def test_a_term_that_breaks_on_one_process_stops_all_of_them(two_processes: list
         assert process["broken"] == ["loss term 'a' was not finite at step 4"] * 2
 
 
+def test_a_whole_run_on_two_processes_equals_one(two_processes: list[dict[str, Any]], tmp_path: Path) -> None:
+    run, where = whole_run(tmp_path)
+    wanted = execute(run, where, device="cpu")
+    one = RunFolder(where.runs, run.train_id)
+    two = RunFolder(Path(two_processes[0]["folder"]) / "runs", run.train_id)
+    found = two.record()
+    assert found.state == "done" and found.provenance["processes"] == 2
+    for value_id, value in wanted.values.items():
+        other = found.values[value_id]
+        assert other.number == pytest.approx(value.number, rel=1e-6) and other.images == value.images
+    pairs = list(zip(read_curves(one.curves), read_curves(two.curves), strict=True))
+    assert pairs and all(a[:2] == b[:2] for a, b in pairs)
+    assert [b[2] for _, b in pairs] == pytest.approx([a[2] for a, _ in pairs], rel=1e-5, abs=1e-6)
+    kinds = (".pt", ".parquet", ".npz", ".json", ".png")
+    names = [sorted(p.name for p in f.path.rglob("*") if p.suffix in kinds) for f in (one, two)]
+    assert names[0] == names[1]
+
+
 def one_of_two(folder: Path) -> None:
     torch.set_num_threads(1)
     start()
@@ -302,12 +377,16 @@ def one_of_two(folder: Path) -> None:
     found: dict[str, Any] = {case: trained_and_measured(case) for case in CASES}
     terms = Terms()
     terms.add({"b": torch.tensor(0.0), "a": torch.tensor(float("nan") if rank else 1.0)}, 4, 1.0)
-    found["broken"] = []
+    found["broken"], found["folder"] = [], str(folder)
     for look in (terms.check, lambda: terms.read([])):
         try:
             look()
         except NonFinite as error:
             found["broken"].append(str(error))
+    executed, where = whole_run(folder)
+    file = folder / f"run-{rank}.json"
+    file.write_text(executed.model_dump_json())
+    execute_many([str(file)], where)
     torch.save(found, folder / f"{rank}.pt")
     stop()
 
@@ -401,7 +480,8 @@ def stream(order: Order, steps: int, accumulation: int) -> tuple[Tensor, Tensor]
 
 
 @settings(max_examples=60, deadline=None)
-@given(count=st.integers(1, 40), share=st.integers(1, 12), accumulation=st.integers(1, 3), seed=st.integers(0, 99))
+@given(count=st.integers(1, 40), share=st.integers(1, 12), accumulation=st.integers(1, 3),
+       seed=st.integers(0, 99))
 def test_every_image_comes_once_per_epoch(count: int, share: int, accumulation: int, seed: int) -> None:
     batch = share * accumulation
     order = Order(count, seed=seed, batch_size=batch, accumulation=accumulation, flip=True)
@@ -413,7 +493,7 @@ def test_every_image_comes_once_per_epoch(count: int, share: int, accumulation: 
     again, flips_again = stream(whole, steps=3 * count // batch + 2, accumulation=1)
     assert torch.equal(indices, again) and torch.equal(flips, flips_again)
     late = Order(count, seed=seed, batch_size=batch, accumulation=accumulation, flip=True)
-    last = late.slice(3 * count // batch + 1, accumulation - 1)             # asked for alone, as after a resume
+    last = late.slice(3 * count // batch + 1, accumulation - 1)         # asked for alone, as after a resume
     assert torch.equal(last.indices, indices[-share:]) and torch.equal(last.flips, flips[-share:])
 
 
@@ -477,7 +557,8 @@ class Drawn(ImageDataset):
 def test_streamed_batches_resume_anywhere_and_leave_the_random_state_alone(workers: int) -> None:
     def make() -> StreamedBatches:
         order = Order(11, seed=3, batch_size=6, accumulation=2, flip=True)
-        return StreamedBatches(Drawn(), order, CPU, steps=6, accumulation=2, workers=workers, channels_last=True)
+        return StreamedBatches(Drawn(), order, CPU, steps=6, accumulation=2, workers=workers,
+                               channels_last=True)
 
     keys = [(step, part) for step in range(6) for part in range(2)]
     straight = make()
@@ -512,7 +593,8 @@ def test_rates_follow_their_schedule(schedule: str, wanted: dict[int, float]) ->
 
 
 def test_the_rate_in_use_is_the_scheduled_one_times_the_scale_of_the_longest_prefix() -> None:
-    named = [(n, nn.Parameter(torch.ones(3, 2))) for n in ("encoder.w", "quantizer.codebook", "quantizer.head.w")]
+    names = ("encoder.w", "quantizer.codebook", "quantizer.head.w")
+    named = [(n, nn.Parameter(torch.ones(3, 2))) for n in names]
     spec = OptimizerSpec(lr=0.1, warmup_steps=4, lr_scale={"quantizer": 0.5, "quantizer.codebook": 10.0})
     moved = player(spec, named=named)
     for p in moved.params:
@@ -630,8 +712,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_older_one(damage: str, tmp_
     newest = tmp_path / "step-000000010.pt"
     content = newest.read_bytes()
     middle = content.index(states[1]["model"]["w"].numpy().tobytes()) + 100
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     newest.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"no checkpoint",
-                        "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]}[damage])
+                        "flipped": flipped}[damage])
     assert not same(newest_checkpoint(tmp_path, CPU), states[0])
     newest.write_bytes(content)
     assert not same(newest_checkpoint(tmp_path, CPU), states[1])
@@ -651,7 +734,7 @@ def test_no_flipped_bit_goes_unnoticed(data: st.DataObject, tmp_path_factory: py
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     newest.write_bytes(bytes(content))
     found = newest_checkpoint(folder, CPU)
-    assert not same(found, states[0]) or not same(found, states[1])         # passed over, or of no consequence
+    assert not same(found, states[0]) or not same(found, states[1])     # passed over, or of no consequence
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def small(kind: str, name: str, **keywords: Any) -> ComponentSpec:
             given[key] = SMALL[key]
         elif keyword.default is REQUIRED:
             wants = keyword.annotation
-            assert isinstance(wants, type) and issubclass(wants, Part), f"say in tests/tiny.py how to fill {key}"
+            assert isinstance(wants, type) and issubclass(wants, Part), f"say in tiny.py how to fill {key}"
             given[key] = SIMPLEST[wants.kind]
     return bind(kind, given | keywords, (kind,), fail)
 
