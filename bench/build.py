@@ -15,8 +15,8 @@ from bench.errors import Incompatible
 from bench.interfaces import Objective, Tokenizer
 from bench.optim import PlayerOptimizer, WeightAverage
 from bench.registry import did_you_mean, source_file
+from bench.run import Run
 from bench.spec import ComponentSpec, LoopSettings, TrainSpec
-from bench.suite import Run
 from bench.train import TrainState
 from bench.types import Batch
 

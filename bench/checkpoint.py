@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench.runs import write_atomic
+from bench.files import write_atomic
 
 log = logging.getLogger(__name__)
 

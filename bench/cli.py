@@ -17,7 +17,8 @@ from bench.errors import BadInput
 if TYPE_CHECKING:
     from bench.places import Places
     from bench.plan import Planned
-    from bench.suite import Run, Suite
+    from bench.run import Run
+    from bench.suite import Suite
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -185,10 +186,11 @@ def run(
     data: Data = None, include: Include = None, as_json: AsJson = False,
 ) -> None:
     """Train and measure what is missing of a suite, then print its tables. The same command continues a stopped one."""
+    from bench.files import write_atomic
     from bench.launch import launch, pack, pick_launcher
     from bench.plan import TO_RUN, collect, plan, preflight, remember_suite, writable
     from bench.registry import source_file
-    from bench.runs import RunFolder, write_atomic
+    from bench.runs import RunFolder
 
     places_given = {"results": results, "reports": reports, "runs": runs, "data": data}
     loaded, found, places = _open(suite, overrides, name, include, debug, **places_given)
@@ -259,7 +261,7 @@ def _decode(planned: list[Planned], places: Places, leave_out: bool) -> bool:
 
     from bench.image_cache import LeftOut, decoded
     from bench.plan import TO_RUN
-    from bench.suite import data_key, open_images, streams
+    from bench.run import data_key, open_images, streams
 
     changed = False
     todo: dict[tuple[str, str], Run] = {}
@@ -479,7 +481,7 @@ def prepare(
     """Fetch data sets and pretrained weights that a suite needs, and decode its images: all that wants a network."""
     from bench.plan import plan
     from bench.registry import resolve
-    from bench.suite import open_images
+    from bench.run import open_images
     from bench.weights import download, missing
 
     loaded, found, places = _open(suite, overrides, None, include, False, data=data)

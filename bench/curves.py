@@ -10,7 +10,7 @@ import io
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.runs import write_atomic
+from bench.files import write_atomic
 
 
 class Curves:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from bench import distributed
 from bench.errors import BadInput, Incompatible
+from bench.files import write_atomic
 from bench.interfaces import Metric, Tokenizer
-from bench.runs import write_atomic
 
 GRID_IMAGES = 32        # first images of the split, as in the reference's sample grid
 GRID_COLUMNS = 8        # pictures in a row: four originals, each beside its reconstruction

@@ -27,14 +27,15 @@ from bench.data import CachedBatches, Order, StreamedBatches, fits_on_device
 from bench.distributed import any_process, is_main, start, world_size
 from bench.errors import BadInput, Incompatible, NonFinite
 from bench.evaluate import measure
+from bench.files import write_atomic
 from bench.image_cache import decoded
 from bench.places import Places
 from bench.plan import run_digest
 from bench.provenance import provenance, save_code
 from bench.registry import resolve, signature
 from bench.results import Record, Value
-from bench.runs import RunFolder, State, write_atomic
-from bench.suite import Run, Wanted, data_key, open_images, streams
+from bench.run import Run, Wanted, data_key, open_images, streams
+from bench.runs import RunFolder, State
 from bench.train import TrainState, train
 from bench.validate import validate
 

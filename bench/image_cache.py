@@ -27,6 +27,7 @@ import numpy as np
 import PIL
 
 from bench.errors import BadInput
+from bench.files import sync_folder, write_atomic
 from bench.image_dataset import ImageDataset, Split, UnreadableImage
 from bench.places import Places
 from bench.results import DataRecord
@@ -133,7 +134,7 @@ def _decide(opened: OpenSplit, names: frozenset[str], places: Places) -> None:
     text = {"files": {n: _content(opened.complete, position[n]) for n in every}, "decided": _now()}
     file = _decision_file(opened.complete, places)
     file.parent.mkdir(parents=True, exist_ok=True)
-    _write(file, json.dumps(text, indent=1))
+    write_atomic(file, json.dumps(text, indent=1))
 
 
 # -- decoded images ----------------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ class _Pixels:
                     failed.append(index)
                 counts[block] += 1
             os.fsync(pixels)                    # the marker must not outlive the pixels in a power cut
-            _write(self.marker(block), json.dumps(failed))
+            write_atomic(self.marker(block), json.dumps(failed))
 
         if todo:                                # what is read once for all images, before the threads start
             try:
@@ -367,9 +368,9 @@ class _Pixels:
             "component": component_key, "shape": list(self.shape), "sha256": digest.hexdigest(),
             "made": _now(), "pillow": PIL.__version__,
         }
-        _write(self.file.with_suffix(".json"), json.dumps(about, indent=1))
+        write_atomic(self.file.with_suffix(".json"), json.dumps(about, indent=1))
         os.replace(part, self.file)
-        _sync_folder(self.file.parent)
+        sync_folder(self.file.parent)
         shutil.rmtree(self.building, ignore_errors=True)
         if (ready := self.open()) is None:
             raise BadInput(f"{self.file}: vanished while it was made; run again")
@@ -468,24 +469,6 @@ def _pwrite(descriptor: int, array: np.ndarray, offset: int) -> None:
     while rest:
         written = os.pwrite(descriptor, rest, offset)       # short where a disk has just become full
         rest, offset = rest[written:], offset + written
-
-
-def _write(path: Path, text: str) -> None:
-    """Aside in the same folder, fsynced, renamed."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    with open(aside, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _now() -> str:

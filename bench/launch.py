@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
 from bench.errors import BadInput
+from bench.files import write_atomic
 from bench.places import Places
 from bench.resources import Resources
-from bench.runs import RunFolder, State, process_gone, process_start, server_time, write_atomic
+from bench.runs import RunFolder, State, process_gone, process_start, server_time
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from bench.errors import BadInput
+from bench.files import replace_file
 from bench.places import Places
 from bench.provenance import source_digest
 from bench.registry import source_closure
 from bench.report.spec import ReportSpec
-from bench.results import Record, read_records, replace_file, union, write_records
+from bench.results import Record, read_records, union, write_records
+from bench.run import Run, open_images
 from bench.runs import Owner, RunFolder, State, server_time
-from bench.suite import Run, Suite, find_suite, open_images
+from bench.suite import Suite, find_suite
 from bench.weights import missing, sentence
 
 Status = Literal["new", "resume", "measure", "running", "done", "stale", "failed", "skipped"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import BadInput
-from bench.runs import write_atomic
+from bench.files import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("bench", "implementations", "pyproject.toml")      # results and reports change with every run

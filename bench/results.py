@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from bench.errors import BadInput
+from bench.files import replace_file
 from bench.places import Places
 from bench.registry import did_you_mean
 
@@ -215,32 +213,6 @@ def _plain(record: Record) -> dict[str, Any]:
         known = data["provenance"].get("not_finite", {})
         data["provenance"] = {**data["provenance"], "not_finite": {**known, **lost}}
     return data
-
-
-def replace_file(path: Path, content: str | bytes) -> bool:
-    """Write aside in the same folder, sync, rename; readers see the old or the new file, never a part of one.
-
-    Returns False, and touches nothing, where the file already holds this content. Raises BadInput naming the
-    folder that cannot be written.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.aside")
-    try:
-        if path.is_file() and path.read_bytes() == data:
-            return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        why = error.strerror or str(error)
-        raise BadInput(f"cannot write {path.name} in the folder {path.parent} ({why}); make it writable, "
-                       f"or choose another with --results or --reports") from error
-    return True
 
 
 # -- for notebooks -------------------------------------------------------------------------------------------

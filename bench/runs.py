@@ -35,6 +35,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.errors import BadInput
+from bench.files import sync_folder, write_aside, write_atomic
 from bench.results import Record, Value
 
 log = logging.getLogger(__name__)
@@ -66,47 +67,6 @@ class State(BaseModel):
 
 
 # -- files -------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, data: bytes | str, *, sync: bool = True) -> None:
-    """Write aside in the same folder, fsync, rename, fsync the folder: whoever reads sees all of it or none.
-
-    `sync=False` leaves out both fsyncs: a crash of the machine may then lose this version.
-    """
-    aside = _write_aside(path, data, sync)
-    try:
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    if sync:
-        _sync_folder(path.parent)
-
-
-def _write_aside(path: Path, data: bytes | str, sync: bool) -> Path:
-    """A temporary file beside `path` that holds `data`; readers ignore its name."""
-    aside = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-    try:
-        with open(aside, "xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    return aside
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:            # some network file systems have no fsync of folders
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def server_time(folder: Path) -> float:
@@ -333,7 +293,7 @@ class RunFolder:
     def write_spec(self, text: str) -> None:
         """Say what the run is, once. Raises BadInput when the same id stands for something else already."""
         path, here = self.path / "spec.json", json.loads(text)
-        aside = _write_aside(path, text, sync=True)
+        aside = write_aside(path, text, sync=True)
         try:
             while (there := self.read_spec()) is None:
                 try:
@@ -343,7 +303,7 @@ class RunFolder:
                         os.replace(aside, path)
                 except OSError:                     # a file system without hard links
                     os.replace(aside, path)
-                _sync_folder(self.path)
+                sync_folder(self.path)
         finally:
             aside.unlink(missing_ok=True)
         if here != there:

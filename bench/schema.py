@@ -11,9 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from bench.binder import MeasureSection, OptimizerSection, TrainSection
 from bench.protocol import protocols
 from bench.registry import REQUIRED, Part, available, signature
-from bench.suite import MeasureSection, OptimizerSection, SuiteFrame, TrainSection
+from bench.suite import SuiteFrame
 
 KINDS = ("dataset", "tokenizer", "quantizer", "objective", "loss", "monitor")
 

@@ -31,7 +31,7 @@ import torch
 from tiny import CPU, same
 
 import bench.execute
-import bench.runs
+import bench.files
 from bench.__main__ import main
 from bench.checkpoint import read_state
 from bench.curves import read_curves
@@ -84,7 +84,7 @@ def arm(kill: str) -> None:
         bench.execute._Story.measuring = lambda self, *at: die() if due(rest[0]) else measuring(self, *at)
     elif kind == "save":
         pattern, n, moment = rest
-        write_aside, replace = bench.runs._write_aside, os.replace
+        write_aside, replace = bench.files.write_aside, os.replace
         now: dict[str, bool] = {}
 
         def writing(path: Path, data: bytes | str, sync: bool) -> Path:
@@ -101,7 +101,7 @@ def arm(kill: str) -> None:
             if now.get("due") and moment == "renamed":
                 die()
 
-        bench.runs._write_aside, bench.runs.os.replace = writing, replacing
+        bench.files.write_aside, bench.files.os.replace = writing, replacing
     elif kind not in ("moment", "never"):
         raise SystemExit(f"there is no moment {kill!r}")
 

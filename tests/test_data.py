@@ -74,7 +74,7 @@ def test_model_range_is_minus_one_to_one_and_round_trips() -> None:
 
 def test_a_training_set_above_the_cache_limit_is_streamed_and_random_crops_always(tmp_path: Path) -> None:
     from bench.places import Places
-    from bench.suite import open_images, streams
+    from bench.run import open_images, streams
 
     root = Path(__file__).resolve().parent.parent
     places = Places(*(tmp_path / n for n in ("results", "reports", "runs", "cache")))

@@ -18,8 +18,9 @@ from tiny import fail, train_spec
 
 from bench.places import Places
 from bench.registry import signature
+from bench.run import Run
 from bench.spec import HARNESS_REVISION, ComponentSpec, OptimizerSpec, TrainSpec, ValueSpec, bind, identity
-from bench.suite import Run, Suite
+from bench.suite import Suite
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).with_name("golden_ids.json")

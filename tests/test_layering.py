@@ -18,8 +18,8 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "cli", "curves", "errors", "image_cache", "image_dataset", "image_files", "launch", "places", "plan",
-    "protocol", "provenance", "registry", "resources", "results", "runs", "schema", "spec", "suite",
+    "binder", "cli", "curves", "errors", "files", "image_cache", "image_dataset", "image_files", "launch", "places", "plan",
+    "protocol", "provenance", "registry", "resources", "results", "run", "runs", "schema", "spec", "suite",
     "weights", "yaml_lines"))}
 TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
@@ -30,13 +30,15 @@ PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", 
 #: the loop and below, from the bottom up: a file imports only from lines above its own
 LAYERS = [
     {"bench.errors", "bench.resources", "bench.types", "bench.distributed", "bench.report.spec"},
-    {"bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.report.model"},
+    {"bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.report.model"},
     {"bench.places", "bench.protocol", "bench.spec", "bench.code_histogram"},
     {"bench.results", "bench.weights", "bench.image_files", "bench.optim"},
     {"bench.runs", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
-    {"bench.suite", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
+    {"bench.run", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
      "bench.validate"},
-    {"bench.plan", "bench.build", "bench.schema", "bench.launch"},
+    {"bench.binder", "bench.build", "bench.launch"},
+    {"bench.suite"},
+    {"bench.plan", "bench.schema"},
     {"bench.execute"},
     {"bench.cli"},
     {"bench.__main__"},

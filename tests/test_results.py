@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from report_records import record, value
 
 from bench.errors import BadInput
-from bench.results import Record, Value, load_records, read_records, replace_file, union, write_records
+from bench.files import replace_file
+from bench.results import Record, Value, load_records, read_records, union, write_records
 
 STATES = st.sampled_from(["trained", "done", "failed", "skipped"])
 NUMBERS = st.none() | st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -169,10 +170,10 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(
     path = tmp_path / "records.jsonl"
     assert replace_file(path, "old")
 
-    def full(self: Path, target: Path) -> Path:
+    def full(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr("bench.files.os.replace", full)
     with pytest.raises(BadInput, match="No space left on device"):
         replace_file(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -16,8 +16,9 @@ import pytest
 
 from bench import runs
 from bench.errors import BadInput
+from bench.files import write_atomic
 from bench.results import Record, Value
-from bench.runs import RunFolder, State, run_folders, server_time, write_atomic
+from bench.runs import RunFolder, State, run_folders, server_time
 
 ROOT = Path(__file__).parents[1]
 VALUE = Value(
@@ -79,7 +80,7 @@ def test_a_process_killed_while_writing_leaves_the_old_content(tmp_path):
     writer = """
 import sys
 from pathlib import Path
-from bench.runs import write_atomic
+from bench.files import write_atomic
 for n in range(10**6):
     write_atomic(Path(sys.argv[1]), bytes([n % 256]) * 4_000_000)
     if n == 0: print("ready", flush=True)

@@ -22,8 +22,9 @@ from bench.errors import BadInput
 from bench.places import Places
 from bench.protocol import load_protocol, protocols
 from bench.registry import HOMES, REQUIRED, Part, available, resolve, signature, source_file
+from bench.run import Run
 from bench.spec import bind, bind_value
-from bench.suite import Run, Suite
+from bench.suite import Suite
 from bench.yaml_lines import load_yaml, scalar
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -36,9 +36,10 @@ from bench.metrics.usage import Usage
 from bench.monitors.codebook_usage import CodebookUsage
 from bench.optim import PlayerOptimizer, WeightAverage
 from bench.places import Places
+from bench.run import Run
 from bench.runs import RunFolder, State
 from bench.spec import OptimizerSpec, TrainSpec
-from bench.suite import Run, Suite
+from bench.suite import Suite
 from bench.train import Terms, TrainState, train
 from bench.types import TokenizerOutput
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.files import replace_file
 from bench.report.grouping import arrange, plain
 from bench.report.model import Table
 from bench.report.spec import FigureSpec, ReportSpec
 from bench.report.tables import build_table, comparable_numbers
-from bench.results import Record, replace_file
+from bench.results import Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,11 +6,12 @@ import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from bench.files import replace_file
 from bench.report.formats import escape_markdown, to_csv, to_html, to_latex, to_markdown
 from bench.report.model import Table
 from bench.report.spec import ReportSpec
 from bench.report.tables import build_table
-from bench.results import Record, replace_file
+from bench.results import Record
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --dim: #5b6470; --line: #d5dae0; --page: #fff;

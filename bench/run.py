@@ -1,0 +1,85 @@
+"""One run, complete and checked: what a suite expands to and a job executes. Torch-free."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any, Literal
+
+from bench.errors import BadInput
+from bench.image_cache import OpenSplit, open_split
+from bench.places import Places
+from bench.registry import signature
+from bench.resources import Resources
+from bench.results import Component, DataRecord
+from bench.spec import ComponentSpec, LoopSettings, Spec, TrainSpec, ValueSpec
+
+
+class Wanted(Spec):
+    """One number a run is asked for: the column's name, and all that can change it."""
+
+    name: str
+    protocol: str
+    spec: ValueSpec
+
+    @functools.cached_property
+    def value_id(self) -> str:
+        return self.spec.value_id
+
+    def settings(self) -> dict[str, Any]:
+        """What is in the value id besides the metric's keywords, for the record."""
+        spec = self.spec
+        return {"revision": spec.metric.revision, "weights": spec.weights, "split": spec.split, "limit": spec.images,
+                "prepare": spec.prepare, "networks": spec.networks}
+
+
+class Run(Spec):
+    """One run of a suite, complete and checked; travels to a job as JSON."""
+
+    suite: str
+    label: str
+    train: TrainSpec
+    values: tuple[Wanted, ...]
+    loop: LoopSettings
+    monitors: tuple[ComponentSpec, ...] = ()
+    fields: dict[str, Any]                      # dotted key -> scalar: what tables show and group by
+    components: dict[str, Component]
+    data: dict[str, DataRecord]
+    resources: Resources = Resources()
+
+    @functools.cached_property
+    def train_id(self) -> str:
+        return self.train.train_id
+
+
+def describe(component: ComponentSpec) -> Component:
+    """Name, title and source file of a component, as a record keeps them."""
+    sig = signature(component.kind, component.name)
+    parts = sig.file.parts
+    root = next((i for i in range(len(parts) - 1, -1, -1) if parts[i] in ("bench", "implementations")), None)
+    source = None if sig.outside or root is None else "/".join(parts[root:])
+    return Component(name=component.name, title=sig.title, source=source)
+
+
+def open_images(run: Run, split: Literal["train", "test"], places: Places) -> OpenSplit:
+    """The data set of a run, opened. Raises BadInput when it is not on this machine or not the one planned."""
+    dataset = run.train.dataset
+    try:
+        opened = open_split(dataset.partial(), split, places)
+    except FileNotFoundError as error:
+        raise BadInput(str(error)) from error
+    if opened.record.fingerprint != run.data[split].fingerprint:
+        raise BadInput(f"{dataset.name} ({split}): these are not the images this run was planned with: fingerprint "
+                       f"{opened.record.fingerprint} instead of {run.data[split].fingerprint}; run `bench plan` again")
+    return opened
+
+
+def streams(run: Run, opened: OpenSplit) -> bool:
+    """Whether the training images are decoded on the fly: random crops, or too many for the cache."""
+    size = run.train.dataset.kwargs["image_size"]
+    return opened.dataset.random or len(opened.dataset) * 3 * size * size > run.loop.cache_gib * 2**30
+
+
+def data_key(dataset: ComponentSpec) -> str:
+    """The preprocessing part of the decoded cache's key."""
+    return json.dumps(dataset.content(), sort_keys=True, default=str)
