@@ -22,12 +22,12 @@ from bench.types import Batch
 
 
 def pick_device(name: str | None = None) -> torch.device:
-    """The named device; else CUDA, else Apple's, else the CPU."""
+    """The named device; else CUDA, else the CPU. Apple's is never chosen: it has no float64, which statistics need."""
     if name:
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cpu")
 
 
 def build_model(spec: TrainSpec) -> tuple[Tokenizer, Objective]:

@@ -197,6 +197,7 @@ def run(
     for tracker in track or []:
         source_file("tracker", tracker)
     writable(places)
+    how, why = pick_launcher(launcher)
     planned = plan(found, places, loaded.name)
     preflight(planned, places)
     skipped, _ = _check(loaded, found)
@@ -222,7 +223,6 @@ def run(
         follow = _Follow(loaded.name, found, places)
         if track:
             os.environ["BENCH_TRACK"] = ",".join(track)
-        how, why = pick_launcher(launcher)
         notice.print(f"{loaded.name}: {len(chosen)} of {len(found)} runs to do, launcher {how} ({why})", markup=False)
         outcome = launch(work, how, places=places, slots=jobs, on_progress=follow,
                          wait=how != "slurm" if wait is None else wait)

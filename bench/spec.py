@@ -117,8 +117,6 @@ class TrainSpec(Spec):
     precision: Literal["fp32", "bf16", "auto"] = "fp32"     # hashed as declared; what auto became is in the record
     average: float | None = None                # decay of the weight average
     seed: int = 0
-    init_from: str | None = None                # train_id of another run, or sha256 of a weight file
-    freeze: tuple[str, ...] = ()                # parameter-name prefixes
     debug: bool = False
     harness: int = HARNESS_REVISION
 

@@ -244,6 +244,8 @@ def _apply_overrides(data: dict[str, Any], overrides: Iterable[str], lines: dict
             if key in (data.get("axes") or {}):
                 data["axes"][key] = value if isinstance(value, list) else [value]
                 not_from_file("axes", key)
+                if not isinstance(value, list):
+                    run_level[key] = value          # also in the runs that `include` adds
             else:
                 run_level[key] = value
         else:

@@ -215,8 +215,8 @@ OTHER: dict[str, Any] = {
     "model": bind("tokenizer", {"name": "vqvae", "hidden": 16, "quantizer": "vq"}, ("t",), fail),
     "objective": bind("objective", {"name": "reconstruction", "weights": {"pixel": 2.0}}, ("o",), fail),
     "optimizers": {"tokenizer": OptimizerSpec(lr=2e-3)}, "steps": 13, "batch_size": 16, "accumulation": 2,
-    "flip": True, "precision": "bf16", "average": 0.99, "seed": 4, "init_from": "0123456789ab",
-    "freeze": ("encoder",), "debug": True, "harness": HARNESS_REVISION + 1,
+    "flip": True, "precision": "bf16", "average": 0.99, "seed": 4,
+    "debug": True, "harness": HARNESS_REVISION + 1,
 }
 OTHER_OPTIMIZER: dict[str, Any] = {
     "name": "adamw", "lr": 2e-3, "betas": (0.5, 0.999), "eps": 1e-6, "weight_decay": 0.1, "clip_norm": 1.0,

@@ -23,6 +23,7 @@ from tiny import CPU, MONITORS, ROOT, batches, images, new_state, places, same, 
 from torch import Tensor, nn
 
 import bench.data
+import bench.distributed
 from bench.checkpoint import newest_checkpoint, read_state, save_checkpoint
 from bench.curves import Curves, read_curves, thinned
 from bench.data import Order, StreamedBatches
@@ -88,6 +89,38 @@ def test_a_resumed_run_equals_a_straight_one_bit_for_bit(quantizer: dict, stop_a
     rows += run(second, spec)
     assert not same(second.state_dict(), straight.state_dict())
     assert not same(rows, wanted)
+
+
+def noisy(spec: TrainSpec) -> TrainState:
+    """A model that draws random numbers in each forward, as one with dropout does."""
+    state = new_state(spec)
+    state.model.encoder.register_forward_hook(lambda module, given, out: out + 0.1 * torch.randn_like(out))
+    return state
+
+
+def test_randomness_is_a_function_of_the_seed_and_the_step() -> None:
+    spec = train_spec(VQ, steps=6)
+    straight, disturbed, resumed, other = (noisy(s) for s in (spec, spec, spec, train_spec(VQ, steps=6)))
+    run(straight, spec)
+    train(disturbed, batches(spec), spec, lambda state: bool(torch.rand(7).sum() < 0))  # draws too
+    run(resumed, spec, until=4)
+    again = noisy(spec)
+    again.load_state_dict(on_disk(resumed.state_dict()), CPU)
+    run(again, spec)
+    for state in (disturbed, again):
+        assert not same(state.model.state_dict(), straight.model.state_dict())
+    seeded = spec.model_copy(update={"seed": spec.seed + 1})
+    train(other, batches(spec), seeded, lambda state: False)                # the same images, other noise
+    assert same(other.model.state_dict(), straight.model.state_dict())
+
+
+def test_processes_draw_differently(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    for rank, step in ((0, 0), (1, 0), (0, 1), (0, 0)):
+        monkeypatch.setattr(bench.distributed, "rank", lambda rank=rank: rank)
+        bench.distributed.seed_step(5, step)
+        drawn.append(float(torch.rand(())))
+    assert drawn[0] == drawn[3] and len(set(drawn)) == 3
 
 
 @both
