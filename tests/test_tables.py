@@ -751,3 +751,14 @@ def test_tables_need_neither_torch_nor_pandas_and_are_fast(tmp_path: Path) -> No
         if seconds < 2:
             break
     assert seconds < 2
+
+
+def test_a_table_says_how_long_its_runs_were_trained_where_all_were_alike() -> None:
+    alike = [record(i, {"psnr": 20.0}, size=k, fields={"train.steps": 1500, "train.batch_size": 32, "tokenizer.hidden": 64})
+             for i, k in (("a", 512), ("b", 1024))]
+    spec = TableSpec(name="t", rows=("tokenizer.quantizer.codebook_size",), columns=("psnr",))
+    assert "trained for 1,500 steps of 32 images, hidden 64" in to_markdown(build_table(alike, spec))
+    other = record("c", {"psnr": 20.0}, size=2048, fields={"train.steps": 9, "train.batch_size": 32, "tokenizer.hidden": 64})
+    mixed = to_markdown(build_table([*alike, other], spec))
+    assert "trained for" not in mixed and "Each run: hidden 64" in mixed
+    assert "Rows also differ in train.steps: 9, 1500" in mixed

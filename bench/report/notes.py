@@ -29,6 +29,7 @@ def table_notes(
         notes.append(f"Columns added because runs differ in them, which are never averaged: {shown}.")
     for key, values in arranged.unseen.items():
         notes.append(f"Rows also differ in {key}: {_few(values)}.")
+    notes += _how_trained(runs)
     notes += _how_measured(runs, columns)
     if units := [f"{c.title} in {c.unit}" for c in columns if c.unit not in ("", "share") and c.measured]:
         notes.append(f"Units: {', '.join(units)}.")
@@ -51,6 +52,19 @@ def _averaging(runs: Sequence[Record], over: Sequence[str], n: int) -> str:
     if n == 1:
         return f"One run a row{over_what}, n = 1 unless noted."
     return f"Mean ± sample standard deviation over n = {n} runs{over_what}, unless noted."
+
+
+def _how_trained(runs: Sequence[Record]) -> list[str]:
+    """Length of training and the tokenizer's own settings, where all runs share them: a short run says so."""
+    words = []
+    lengths = {(r.fields.get("train.steps"), r.fields.get("train.batch_size")) for r in runs}
+    steps, batch = lengths.pop() if len(lengths) == 1 else (None, None)
+    if isinstance(steps, int) and isinstance(batch, int):
+        words.append(f"trained for {steps:,} steps of {batch:,} images")
+    own = [k for k in runs[0].fields if k.count(".") == 1 and k.startswith("tokenizer.") and k != "tokenizer.name"]
+    same = [k for k in own if len({canonical(r.fields.get(k)) for r in runs}) == 1]
+    words += [f"{k.partition('.')[2]} {plain(runs[0].fields[k])}" for k in same]
+    return [f"Each run: {', '.join(words)}."] if words else []
 
 
 def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str]:
