@@ -12,7 +12,8 @@ from bench.report.render import render_suite
 from bench.results import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
-RECORDS = sorted(p for p in (ROOT / "results").glob("*/records.jsonl") if p.parent.name != "quickstart")
+RECORDS = sorted(p for p in (ROOT / "results").glob("*/records.jsonl")
+                 if p.parent.name != "quickstart" and not p.parent.name.endswith("-debug"))     # what git ignores
 
 
 @pytest.mark.parametrize("records", RECORDS, ids=lambda p: p.parent.name)
