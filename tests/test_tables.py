@@ -762,3 +762,11 @@ def test_a_table_says_how_long_its_runs_were_trained_where_all_were_alike() -> N
     mixed = to_markdown(build_table([*alike, other], spec))
     assert "trained for" not in mixed and "Each run: hidden 64" in mixed
     assert "Rows also differ in train.steps: 9, 1500" in mixed
+
+
+def test_a_table_says_so_when_only_some_test_images_were_measured() -> None:
+    spec = TableSpec(name="t", rows=("tokenizer.quantizer.codebook_size",), columns=("psnr",))
+    all_of_them = record("a", {"psnr": value("psnr", 20.0, images=705)})
+    few = record("b", {"psnr": value("psnr", 20.0, images=64)}, size=1024)
+    assert "Measured on the first" not in to_markdown(build_table([all_of_them], spec))
+    assert "Measured on the first 64 of 705 test images." in to_markdown(build_table([few], spec))

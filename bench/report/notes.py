@@ -55,8 +55,10 @@ def _averaging(runs: Sequence[Record], over: Sequence[str], n: int) -> str:
 
 
 def _how_trained(runs: Sequence[Record]) -> list[str]:
-    """Length of training and the tokenizer's own settings, where all runs share them: a short run says so."""
-    words = []
+    """Length of training and the tokenizer's own settings, where all trained runs share them: a short run says so."""
+    runs, words = [r for r in runs if r.trained], []
+    if not runs:
+        return []
     lengths = {(r.fields.get("train.steps"), r.fields.get("train.batch_size")) for r in runs}
     steps, batch = lengths.pop() if len(lengths) == 1 else (None, None)
     if isinstance(steps, int) and isinstance(batch, int):
@@ -70,6 +72,12 @@ def _how_trained(runs: Sequence[Record]) -> list[str]:
 def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str]:
     """Protocols, and a window's fill and ceiling."""
     notes = []
+    shown_names = {c.key for c in columns}
+    fewer = {f"{v.images:,} of {r.data['test'].images:,}" for r in runs if r.trained and "test" in r.data
+             for v in r.values.values() if v.name in shown_names and v.number is not None
+             and v.images < r.data["test"].images}
+    if fewer:
+        notes.append(f"Measured on the first {_few(sorted(fewer))} test images.")
     named: dict[str, list[str]] = {}
     for column in columns:
         every = [v for r in runs if r.trained for v in r.values.values() if v.name == column.key]
