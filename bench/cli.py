@@ -44,10 +44,11 @@ def _open(
 ) -> tuple[Suite, list[Run], Places]:
     from bench.places import Places
     from bench.registry import include as include_folder
+    from bench.registry import include_from_environment
     from bench.suite import Suite, find_suite
 
-    folders = [*(include or []), *(Path(p) for p in os.environ.get("BENCH_INCLUDE", "").split(os.pathsep) if p)]
-    for folder in folders:
+    include_from_environment()
+    for folder in include or []:
         include_folder(folder)
     places = Places.find(**given)
     if debug:
@@ -66,10 +67,11 @@ def list_entries(
     as_json: AsJson = False,
 ) -> None:
     """List suites and components, with one line on each."""
-    from bench.registry import HOMES, PLURALS, available, did_you_mean, signature
+    from bench.registry import HOMES, PLURALS, available, did_you_mean, include_from_environment, signature
     from bench.registry import include as include_folder
     from bench.yaml_lines import load_yaml
 
+    include_from_environment()
     for folder in include or []:
         include_folder(folder)
     found: dict[str, list[dict[str, str]]] = {"suites": []}

@@ -32,7 +32,7 @@ from bench.image_cache import decoded
 from bench.places import Places
 from bench.plan import run_digest
 from bench.provenance import provenance, save_code
-from bench.registry import resolve, signature
+from bench.registry import include_from_environment, resolve, signature
 from bench.results import Record, Value
 from bench.run import Run, Wanted, data_key, open_images, streams
 from bench.runs import RunFolder, State
@@ -52,6 +52,7 @@ class Interrupted(KeyboardInterrupt):
 def execute_many(run_files: Sequence[str], places: Places) -> None:
     """Run after run in one process. A failed run is recorded as failed and never stops the others."""
     start()
+    include_from_environment()
     for file in run_files:
         run = Run.model_validate_json(Path(file).read_text())
         try:

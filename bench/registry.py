@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,11 +62,19 @@ def include(folder: Path) -> None:
         raise BadInput(f"--include {folder}: no such folder")
     if folder not in _included:
         _included.append(folder)
+        os.environ["BENCH_INCLUDE"] = os.pathsep.join(map(str, _included))      # for the processes we start
         _files.cache_clear()
         for kind in HOMES:
             package = importlib.import_module(HOMES[kind])
             if (extra := _extra_home(folder, kind)).is_dir() and str(extra) not in package.__path__:
                 package.__path__.append(str(extra))
+
+
+def include_from_environment() -> None:
+    """Every folder of BENCH_INCLUDE: how the folders of --include reach the processes that a launcher starts."""
+    for folder in os.environ.get("BENCH_INCLUDE", "").split(os.pathsep):
+        if folder:
+            include(Path(folder))
 
 
 def _extra_home(folder: Path, kind: str) -> Path:
