@@ -770,3 +770,14 @@ def test_a_table_says_so_when_only_some_test_images_were_measured() -> None:
     few = record("b", {"psnr": value("psnr", 20.0, images=64)}, size=1024)
     assert "Measured on the first" not in to_markdown(build_table([all_of_them], spec))
     assert "Measured on the first 64 of 705 test images." in to_markdown(build_table([few], spec))
+
+
+def test_a_network_file_that_is_not_the_published_one_is_named() -> None:
+    def table(known: str) -> str:
+        settings = {"networks": {"inception": known}}
+        run = record("a", {"rfid": value("rfid", 3.0, settings=settings)})
+        spec = TableSpec(name="t", rows=("tokenizer.quantizer.codebook_size",), columns=("rfid",))
+        return to_markdown(build_table([run], spec))
+
+    assert "with a weight file that is not the published one (inception 0123456789ab)" in table("0123456789ab")
+    assert "weight file" not in table("6726825d")

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from bench.report.grouping import ABSENT, Arranged, canonical, over_value, plain
 from bench.report.model import Column
 from bench.results import DataRecord, Record
+from bench.weights import FILES
 
 
 def table_notes(
@@ -78,6 +79,7 @@ def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str
              and v.images < r.data["test"].images}
     if fewer:
         notes.append(f"Measured on the first {_few(sorted(fewer))} test images.")
+    notes += _other_networks(runs, columns)
     named: dict[str, list[str]] = {}
     for column in columns:
         every = [v for r in runs if r.trained for v in r.values.values() if v.name == column.key]
@@ -94,6 +96,19 @@ def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str
         shown = [f"{protocol} ({', '.join(titles)})" for protocol, titles in named.items()]
         notes.insert(0, f"Measuring protocols: {'; '.join(shown)}.")
     return notes
+
+
+def _other_networks(runs: Sequence[Record], columns: Sequence[Column]) -> list[str]:
+    """Numbers of a network whose file is not the published one, byte for byte, are comparable among themselves only."""
+    found: dict[str, list[str]] = {}
+    for column in columns:
+        networks = {(name, known) for r in runs if r.trained for v in r.values.values() if v.name == column.key
+                    for name, known in v.settings.get("networks", {}).items()}
+        for name, known in sorted(networks):
+            if name not in FILES or known != FILES[name].prefix:
+                found.setdefault(f"{name} {known}", []).append(column.title)
+    return [f"{', '.join(titles)}: with a weight file that is not the published one ({network})."
+            for network, titles in found.items()]
 
 
 def _span(numbers: Sequence[float]) -> str:
