@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from bench.errors import Incompatible
-from bench.types import TokenLayout
+from bench.interfaces import Metric
+from bench.types import TokenizerOutput, TokenLayout
 
 
 class CodeHistogram:
@@ -60,3 +62,24 @@ class CodeHistogram:
             "used": sum(float((level > 0).sum()) for level in levels) / len(levels),
         }
         return found if self.window is None else found | {"fill": self.counted / self.window}
+
+
+class CodeMetric(Metric):
+    """A metric read off the histogram; a subclass sets `window` (None: the whole split) and computes."""
+
+    window: int | None
+
+    def begin(self, layout: TokenLayout, images: int, device: torch.device) -> None:
+        """Raises Incompatible for a continuous tokenizer."""
+        self.histogram = CodeHistogram(layout, images, self.window, device)
+
+    def update(self, images: Tensor, output: TokenizerOutput, indices: Tensor) -> None:
+        assert output.codes is not None         # begin has refused tokenizers without codes
+        self.histogram.add(output.codes, indices)
+
+    def sums(self) -> dict[str, Tensor]:
+        """counts: int64 [sum of K], levels behind one another."""
+        return {"counts": self.histogram.counts}
+
+    def details(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        return self.histogram.details(sums["counts"])

@@ -62,8 +62,7 @@ def execute_many(run_files: Sequence[str], places: Places) -> None:
 
 
 def execute(
-    run: Run, places: Places, *, device: str | None = None, trackers: Sequence[str] = (),
-    progress: Callable[[State], None] | None = None,
+    run: Run, places: Places, *, device: str | None = None, progress: Callable[[State], None] | None = None,
 ) -> Record | None:
     """Train what is not trained, measure what is not measured, write the record; None when somebody else owns it.
 
@@ -74,7 +73,7 @@ def execute(
     with _claim(folder) as lease:
         if lease is None:
             return None
-        story = _Story(run, folder, lease, places, pick_device(device), trackers, progress)
+        story = _Story(run, folder, lease, places, pick_device(device), progress)
         with story.signals():
             try:
                 return story.tell()
@@ -120,7 +119,7 @@ class _Story:
 
     def __init__(
         self, run: Run, folder: RunFolder, lease: Any, places: Places, device: torch.device,
-        trackers: Sequence[str], progress: Callable[[State], None] | None,
+        progress: Callable[[State], None] | None,
     ) -> None:
         self.run, self.folder, self.lease, self.places, self.device = run, folder, lease, places, device
         self.progress = progress
@@ -135,7 +134,7 @@ class _Story:
         previous = folder.read_state()
         self.restarts = previous.restarts + 1 if previous is not None and previous.phase == "training" else (
             previous.restarts if previous is not None else 0)
-        asked = trackers or [t for t in os.environ.get("BENCH_TRACK", "").split(",") if t]
+        asked = [t for t in os.environ.get("BENCH_TRACK", "").split(",") if t]
         self.tracker_names = () if self.spec.debug else asked
         self.trackers: list[Any] = []
         self._told = 0.0

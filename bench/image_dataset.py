@@ -9,6 +9,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from bench.errors import BadInput
+
 Split = Literal["train", "test"]
 
 
@@ -23,8 +25,6 @@ class ImageDataset(ABC):
 
     #: images of the complete published split, for "2,822 of 162,770"; empty where there is no such thing
     official_size: ClassVar[Mapping[str, int]] = {}
-    #: whether the images ship with an installed package, so that they never are missing
-    embedded: ClassVar[bool] = False
 
     image_size: int                             # height and width of every image, in pixels
     labels: np.ndarray | None = None            # int64 [len], where the data set has classes
@@ -66,8 +66,6 @@ class ImageDataset(ABC):
     @classmethod
     def download(cls, root: Path) -> None:
         """Fetch the data set into `root` (for `bench prepare`). Raises `BadInput` where it cannot."""
-        from bench.errors import BadInput
-
         raise BadInput(f"{cls.__name__} cannot be downloaded by a program; put it under {root} by hand "
                        "(see docs/data.md)")
 

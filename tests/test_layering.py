@@ -24,14 +24,14 @@ TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
 TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
 CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
-            "bench.errors", "bench.code_histogram", "bench.image_dataset", "bench.image_files"}
+            "bench.errors", "bench.code_histogram", "bench.per_image", "bench.image_dataset", "bench.image_files"}
 PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets",
          "bench.trackers", "bench.discriminators", "implementations")
 #: the loop and below, from the bottom up: a file imports only from lines above its own
 LAYERS = [
     {"bench.errors", "bench.resources", "bench.types", "bench.distributed", "bench.report.spec"},
     {"bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.report.model"},
-    {"bench.places", "bench.protocol", "bench.spec", "bench.code_histogram"},
+    {"bench.places", "bench.protocol", "bench.spec", "bench.code_histogram", "bench.per_image"},
     {"bench.results", "bench.weights", "bench.image_files", "bench.optim"},
     {"bench.runs", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
     {"bench.run", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",

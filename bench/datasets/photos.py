@@ -42,7 +42,6 @@ class Photos(ImageDataset):
     """
 
     title = "Photographs"
-    embedded = True
 
     def __init__(
         self, root: Path | None, split: Split, *, image_size: int = 64, train_images: int = 8192,

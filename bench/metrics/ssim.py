@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bench.errors import Incompatible
-from bench.interfaces import Metric
+from bench.per_image import PerImageMean
 from bench.registry import register
-from bench.types import TokenizerOutput, TokenLayout
 
 
 @register("metric", "ssim")
-class SSIM(Metric):
+class SSIM(PerImageMean):
     """Mean SSIM (Wang et al. 2004, eq. 13): per channel over all windows inside the image, then averaged.
 
     window: "gaussian" of standard deviation `sigma`, or "uniform" (then without `sigma`); `size` pixels wide.
@@ -49,23 +47,6 @@ class SSIM(Metric):
         if window == "gaussian":
             weights = torch.exp(-offset.square() / (2 * sigma**2))
         self.weights = weights / weights.sum()
-
-    def begin(self, layout: TokenLayout, images: int, device: torch.device) -> None:
-        self.total = torch.zeros((), dtype=torch.float64, device=device)
-        self.images = torch.zeros((), dtype=torch.int64, device=device)
-
-    def update(self, images: Tensor, output: TokenizerOutput, indices: Tensor) -> Tensor:
-        """Returns SSIM in [-1, 1], float64 [B]. Raises Incompatible for images smaller than the window."""
-        values = self.per_image(images, output.reconstruction)
-        self.total += values.sum()
-        self.images += len(values)
-        return values
-
-    def sums(self) -> dict[str, Tensor]:
-        return {"total": self.total, "images": self.images}
-
-    def compute(self, sums: Mapping[str, Tensor]) -> float:
-        return float(sums["total"] / sums["images"])
 
     def per_image(self, images: Tensor, others: Tensor) -> Tensor:
         """Two uint8 [B, C, H, W] -> float64 [B]."""
