@@ -21,7 +21,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """folder/step-000010000.pt; older ones beyond the last two are removed after this one is safe."""
     path = folder / f"step-{step:09d}.pt"
     write_state(path, state)
-    for old in sorted(folder.glob("step-*.pt"))[:-KEEP]:
+    for old in checkpoints(folder)[KEEP:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -33,13 +33,19 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """The newest first."""
+    return sorted(folder.glob("step-*.pt"), reverse=True)
+
+
+def saved_step(folder: Path) -> int:
+    """Of the newest checkpoint by its name, 0 without one; whether it is whole is seen when it is read."""
+    return max((int(path.stem.partition("-")[2]) for path in checkpoints(folder)), default=0)
+
+
 def newest_checkpoint(folder: Path, device: torch.device) -> dict[str, Any] | None:
     """The newest checkpoint whose checksums hold; a damaged one is reported and passed over."""
-    for path in sorted(folder.glob("step-*.pt"), reverse=True):
-        state = read_state(path, device)
-        if state is not None:
-            return state
-    return None
+    return next((state for path in checkpoints(folder) if (state := read_state(path, device)) is not None), None)
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any] | None:

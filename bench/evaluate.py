@@ -44,15 +44,16 @@ def measure(
     *,
     device: torch.device,
     batch_size: int,
-    grid: Path | None = None,
+    grid: Callable[[Tensor, Tensor], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Measured]:
     """Measure a tokenizer on a whole split: uint8 [n, 3, H, W], a memory map or a tensor on any device.
 
     The tokenizer is on `device`; it runs in eval mode, in its own precision without autocast, and gets its
     training modes back. Every process of the group calls this with the whole split, passes its contiguous
-    share, and gets the result for all of it. `grid` is where the main process writes a PNG of the first
-    images beside their reconstructions. `progress(done, total)` follows each batch, in this process's images.
+    share, and gets the result for all of it. `grid` gets, on the main process, the first images and their
+    reconstructions (for `write_grid`). `progress(done, total)` follows each batch, in this process's images, and
+    is called equally often on every process.
 
     A metric that refuses the combination (Incompatible), and reconstructions that are not finite, give a
     reason instead of a number. Raises BadInput for an empty split or a pretrained network that cannot be had.
@@ -75,44 +76,52 @@ def measure(
     table = torch.zeros(1 + len(begun), count + 1, dtype=torch.float64, device=where)
     first_few = min(count, GRID_IMAGES) if grid else 0
     shown = torch.zeros(2, first_few, *images.shape[1:], dtype=torch.uint8, device=where)
-    with _eval_mode(tokenizer), torch.autocast(device.type, enabled=False):
-        for start in range(first, last, batch_size):
-            stop = min(start + batch_size, last)
-            original = _pixels(images, start, stop).to(device)
-            output = tokenizer(original.float().div_(127.5).sub_(1.0))
-            if output.reconstruction.shape != original.shape:
-                raise ValueError(f"{type(tokenizer).__name__} turned images {tuple(original.shape)} into "
-                                 f"{tuple(output.reconstruction.shape)}")
-            table[0, start:stop] = (~output.reconstruction.isfinite().flatten(1).all(1)).double().to(where)
-            original = original.to(where)
-            output = dataclasses.replace(output, reconstruction=to_8bit(output.reconstruction).to(where))
-            indices = torch.arange(start, stop, device=where)
-            if start < first_few:
-                part = slice(start, min(stop, first_few))
-                shown[0, part] = original[: part.stop - start]
-                shown[1, part] = output.reconstruction[: part.stop - start]
-            for row, (name, metric) in enumerate(begun.items(), start=1):
-                if name in reasons:
-                    continue
-                try:
-                    with _full_precision():
-                        values = metric.update(original, output, indices)
-                except Incompatible as error:
-                    reasons[name] = str(error)
-                    continue
-                if values is not None:
-                    table[row, start:stop] = values
-                    table[row, -1] += len(values)
-            if progress is not None:
-                progress(stop - first, last - first)
+
+    def look(start: int, stop: int) -> None:
+        original = _pixels(images, start, stop).to(device)
+        output = tokenizer(original.float().div_(127.5).sub_(1.0))
+        if output.reconstruction.shape != original.shape:
+            raise ValueError(f"{type(tokenizer).__name__} turned images {tuple(original.shape)} into "
+                             f"{tuple(output.reconstruction.shape)}")
+        table[0, start:stop] = (~output.reconstruction.isfinite().flatten(1).all(1)).double().to(where)
+        original = original.to(where)
+        output = dataclasses.replace(output, reconstruction=to_8bit(output.reconstruction).to(where))
+        indices = torch.arange(start, stop, device=where)
+        if start < first_few:
+            part = slice(start, min(stop, first_few))
+            shown[0, part] = original[: part.stop - start]
+            shown[1, part] = output.reconstruction[: part.stop - start]
+        for row, (name, metric) in enumerate(begun.items(), start=1):
+            if name in reasons:
+                continue
+            try:
+                with _full_precision():
+                    values = metric.update(original, output, indices)
+            except Incompatible as error:
+                reasons[name] = str(error)
+                continue
+            if values is not None:
+                table[row, start:stop] = values
+                table[row, -1] += len(values)
+
+    most = -(-count // distributed.world_size())                # images of the process that has the most
+    for start in range(first, first + most, batch_size):
+        stop = min(start + batch_size, last)
+        if start < stop:
+            # apart: a loss that is a mean over processes would wait for one that has no batch left
+            with _eval_mode(tokenizer), torch.autocast(device.type, enabled=False), distributed.apart():
+                look(start, stop)
+        if progress is not None:
+            progress(stop - first, last - first)
 
     whole = distributed.sum_across(table).cpu().numpy()
     sums = {name: {key: distributed.sum_across(value) for key, value in metric.sums().items()}
             for name, metric in begun.items()}
     if grid is not None:
         shown = distributed.sum_across(shown)
-        if distributed.is_main():
-            write_grid(grid, *shown)
+        distributed.from_main(lambda: grid(*shown))
+    for others in reversed(distributed.gather_objects(reasons)):        # known where one process found it: known to all
+        reasons |= others
 
     broken = int(whole[0].sum())
     if broken:

@@ -164,6 +164,8 @@ class Monitor(ABC):
         return {}
 
     def state_dict(self) -> dict[str, Tensor]:
+        """Called on every process, and what the main one returns is loaded by all: what each of them has seen of its
+        own is brought together here."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...

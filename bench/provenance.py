@@ -8,7 +8,7 @@ import hashlib
 import json
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,43 @@ def _git(root: Path, *arguments: str) -> bytes | None:
     return found.stdout if found.returncode == 0 else None
 
 
+def changed(before: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """What of commit, diff, versions and python is no longer as it was, as it was; {} where the code is the same."""
+    found = {key: before[key] for key in ("commit", "diff", "python") if key in before and before[key] != here[key]}
+    old, new = before.get("versions") or {}, here["versions"]
+    packages = {name: old.get(name) for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)}
+    return found | ({"versions": packages} if packages and "versions" in before else {})
+
+
+def changes_told(before: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """'commit 1a2b3c4d is 5e6f7a8b now, torch 2.1.0 is 2.2.0 now'; '' where nothing differs."""
+    was = changed(before, here)
+    told = [f"commit {_short(was['commit'])} is {_short(here['commit'])} now"] if "commit" in was else []
+    told += ["what is not committed is other"] if "diff" in was else []
+    told += [f"Python {was['python']} is {here['python']} now"] if "python" in was else []
+    told += [f"{name} {_short(old)} is {_short(here['versions'].get(name))} now"
+             for name, old in was.get("versions", {}).items()]
+    return ", ".join(told)
+
+
+def _short(text: str | None) -> str:
+    return "unknown" if text is None else text[:12]
+
+
 def save_code(folder: Path) -> None:
-    """Into a run's code/ at submission: provenance.json and, where there are changes, changes.patch."""
+    """Into a run's code/ whenever it begins: provenance.json and, where there are changes, changes.patch.
+
+    What the first life wrote stays; a later one with other code writes provenance-1.json and changes-1.patch.
+    """
     facts = provenance()
-    write_atomic(folder / "provenance.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
+    lives = sorted(folder.glob("provenance*.json"))
+    for life in lives:
+        try:
+            if not changed(json.loads(life.read_text()), facts):
+                return
+        except (OSError, ValueError, TypeError, KeyError):
+            continue                                # torn by a crash: this life writes its own
+    number = f"-{len(lives)}" if lives else ""
     if changes := git_state()[1]:
-        write_atomic(folder / "changes.patch", changes)
+        write_atomic(folder / f"changes{number}.patch", changes)
+    write_atomic(folder / f"provenance{number}.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")

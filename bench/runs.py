@@ -5,6 +5,7 @@
       lease.000000, lease.000001   who owns the run: never renamed, never deleted; the highest number counts
       lease.000000.released        beside a lease that its owner has given back
       state.json                   where the run is, written by its owner
+      jobs/                        what was submitted for it, see bench/submissions.py
       checkpoints/ curves/ arrays/ values/ images/ logs/ code/
       record.json                  exists exactly when training has ended, well or not
 
@@ -34,6 +35,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bench import scheduler
 from bench.errors import BadInput
 from bench.files import sync_folder, write_aside, write_atomic
 from bench.results import Record, Value
@@ -42,6 +44,7 @@ log = logging.getLogger(__name__)
 
 BEAT_EVERY = 20.0           # seconds between two beats of a lease
 STALE_AFTER = 600.0         # seconds without a beat after which a lease is free; 30 missed beats
+SILENT = 30.0               # seconds without a beat after which a scheduler is believed that says the owner's job has ended
 UNSIGNED_AFTER = 30.0       # seconds after which a lease without content is free: its creator died in between
 
 M = TypeVar("M", bound=BaseModel)
@@ -57,8 +60,10 @@ class State(BaseModel):
     steps: int = 0
     images_per_second: float | None = None
     eta_seconds: float | None = None
-    restarts: int = 0
-    reason: str | None = None               # one line, of a failed or cancelled run
+    restarts: int = 0                       # how often it began again after having begun
+    requeued: int = 0                       # how often the scheduler has put its job back into the queue
+    fruitless: int = 0                      # lives in a row that ended at the time limit without one step
+    reason: str | None = None               # one line: why it failed, was cancelled, or waits
     updated: float = Field(default_factory=time.time)          # seconds since 1970, the writer's clock
 
     @property
@@ -142,7 +147,7 @@ def process_gone(pid: int, started: str) -> bool:
     return True                     # a zombie: ended, and its parent has not looked yet
 
 
-def _machine() -> str:
+def machine() -> str:
     """Where a process id means something: this boot of this machine and this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -270,11 +275,12 @@ class RunFolder:
         self.values = self.path / "values"
         self.images = self.path / "images"
         self.logs = self.path / "logs"
+        self.jobs = self.path / "jobs"
         self.code = self.path / "code"
 
     @property
     def parts(self) -> tuple[Path, ...]:
-        return self.checkpoints, self.curves, self.arrays, self.values, self.images, self.logs, self.code
+        return self.checkpoints, self.curves, self.arrays, self.values, self.images, self.logs, self.jobs, self.code
 
     def create(self) -> RunFolder:
         """Make the folder and its parts. Raises BadInput where that is not allowed."""
@@ -387,8 +393,8 @@ class RunFolder:
         """Own this run, or None while somebody alive does. Creates the folder where it is missing.
 
         Leases are numbered and created exclusively, so of many processes that claim at once one wins. A lease
-        is free when it was released, when its process is gone (same machine), when its SLURM job has been
-        requeued since, or without a beat for 10 minutes by the file server's clock. `job_id` defaults to our
+        is free when it was released, when its process is gone (same machine), when its SLURM job has ended or has
+        been requeued since, or without a beat for 10 minutes by the file server's clock. `job_id` defaults to our
         SLURM job.
         """
         self.create()
@@ -396,10 +402,13 @@ class RunFolder:
         while True:
             last = self.last_lease()
             if last is not None and self._alive(last, None):
+                if self._job_ended(last):
+                    time.sleep(1.0)                     # killed on another node; its last beat has still to grow old
+                    continue
                 return None
             number = 0 if last is None else last.number + 1
             signature = _Signature(
-                host=socket.gethostname(), machine=_machine(), pid=os.getpid(),
+                host=socket.gethostname(), machine=machine(), pid=os.getpid(),
                 started=process_start(os.getpid()) or "", job_id=job_id or ours, requeued=requeued,
                 since=time.time(),
             )
@@ -432,14 +441,14 @@ class RunFolder:
         if not self._alive(last, now):
             return None
         s = last.signature
-        return Owner(s.host, s.pid, s.job_id, s.since, max(0.0, now - last.beaten), s.machine == _machine())
+        return Owner(s.host, s.pid, s.job_id, s.since, max(0.0, now - last.beaten), s.machine == machine())
 
     def _alive(self, last: LastLease, now: float | None) -> bool:
         if last.released:
             return False
         signature = last.signature
         if signature is not None:
-            if signature.machine == _machine():
+            if signature.machine == machine():
                 if process_gone(signature.pid, signature.started):
                     return False
             else:
@@ -447,7 +456,20 @@ class RunFolder:
                 if job is not None and job == signature.job_id and requeued > signature.requeued:
                     return False                        # ourselves, before SLURM requeued us
         silence = (server_time(self.path) if now is None else now) - last.beaten
+        if now is None and silence >= SILENT and self._job_ended(last):
+            return False
         return silence < (UNSIGNED_AFTER if signature is None else STALE_AFTER)
+
+    def _job_ended(self, last: LastLease) -> bool:
+        """Whether the scheduler says that the job of an owner on another machine has ended."""
+        s = last.signature
+        if last.released or s is None or s.job_id is None or s.machine == machine() or s.job_id == scheduler_job()[0]:
+            return False
+        cluster, _, job = s.job_id.rpartition("/")
+        if cluster != (os.environ.get("SLURM_CLUSTER_NAME") or scheduler.cluster_name() or "slurm"):
+            return False
+        told = scheduler.ask([job])
+        return bool(told) and job in told and told[job].ended
 
     def _sweep(self) -> None:
         """Remove what earlier owners were writing aside when they died; only owners write there."""

@@ -47,7 +47,7 @@ class Terms:
         Raises NonFinite for the term that was not finite first.
         """
         names = list(self.sums)
-        means = [mean_across(self.sums[n] / self.shares[n]) for n in names]
+        means = [total / self.shares[n] for n, total in zip(names, self._means(), strict=True)]
         scalars = {name: value for monitor in monitors for name, value in monitor.scalars().items()}
         columns = [*means, *self._bad_anywhere(), *scalars.values()]
         numbers = torch.stack([c.detach().double() for c in columns]).tolist() if columns else []
@@ -65,7 +65,13 @@ class Terms:
         """First bad step of each term over all processes: either all of them stop, or none does."""
         return min_across(torch.stack(list(self.bad.values()))) if self.bad else torch.zeros(0)
 
+    def _means(self) -> Sequence[Tensor]:
+        """Each sum's mean over processes, in one exchange."""
+        return mean_across(torch.stack(list(self.sums.values()))).unbind() if self.sums else ()
+
     def state_dict(self) -> dict[str, Any]:
+        """Of all processes: from here on each holds their mean, as it does after loading."""
+        self.sums = dict(zip(self.sums, self._means(), strict=True))
         return {"sums": self.sums, "bad": self.bad, "shares": self.shares}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
@@ -92,6 +98,7 @@ class TrainState:
     step: int = 0
 
     def state_dict(self) -> dict[str, Any]:
+        """Every process calls it, and all get the same: what each has seen of its own is brought together."""
         return {
             "step": self.step,
             "model": self.model.state_dict(),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bench.data import to_model_range
+from bench.distributed import apart
 from bench.monitors.codebook_usage import level_name, perplexity
 from bench.train import TrainState
 from bench.types import Batch
@@ -23,7 +24,7 @@ def validate(
 ) -> dict[str, float]:
     """images uint8 [n, 3, H, W] -> means over images of all loss terms; usage and perplexity of all their codes.
 
-    In eval mode, without gradient; every process does the same, so nothing needs to be exchanged.
+    In eval mode, without gradient; every process does the same, so nothing is exchanged.
     """
     model, sizes = state.model, state.model.layout.vocab_sizes
     counts = [torch.zeros(k, dtype=torch.int64, device=device) for k in sizes]
@@ -33,7 +34,7 @@ def validate(
         pixels = torch.from_numpy(np.ascontiguousarray(images[begin : begin + BATCH])).to(device)
         flips = torch.zeros(len(pixels), dtype=torch.bool)
         batch = Batch(to_model_range(pixels, flips, channels_last=channels_last))
-        with precision():
+        with precision(), apart():
             output = model(batch.images)
             terms = state.objective.terms(batch, output)
         for name, value in terms.items():

@@ -160,13 +160,13 @@ def differences(folder: Path, undisturbed: Path) -> list[str]:
     others = {f.train_id: f for f in run_folders(folder / "runs")}
     if runs.keys() != others.keys() or not runs:
         return [f"runs: {sorted(runs)} and {sorted(others)}"]
-    found = [f"{i}: {d}" for i in runs for d in _differences(others[i], runs[i])]
+    found = [f"{i}: {d}" for i in runs for d in run_differences(others[i], runs[i])]
     lines = [[_scientific(r.model_dump()) for r in read_records(f / "results/killed/records.jsonl")]
              for f in (folder, undisturbed)]
     return found + ([] if lines[0] == lines[1] and len(lines[0]) == len(runs) else ["records.jsonl"])
 
 
-def _differences(ours: RunFolder, theirs: RunFolder) -> list[str]:
+def run_differences(ours: RunFolder, theirs: RunFolder) -> list[str]:
     states = [read_state(f.checkpoints / "final.pt", CPU) for f in (ours, theirs)]
     if None in states:
         return ["final.pt is missing"]

@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -233,7 +234,7 @@ def test_an_empty_split_is_bad_input() -> None:
 @pytest.mark.parametrize("count", [1, 3, 4, 11, 40])
 def test_the_grid_shows_originals_beside_reconstructions(count: int, tmp_path: Path) -> None:
     images = pictures(count)
-    run(Identity(), images, grid=tmp_path / "grid.png", batch_size=7)
+    run(Identity(), images, grid=partial(write_grid, tmp_path / "grid.png"), batch_size=7)
     shown = min(count, 32)
     grid = np.array(Image.open(tmp_path / "grid.png"))
     columns = min(8, 2 * shown)
@@ -271,7 +272,7 @@ def test_two_processes_equal_one(count: int, tmp_path: Path) -> None:
         for rank in range(2)
     ]
     said = [process.communicate(timeout=120)[0] for process in started]
-    wanted = run(Toy(), pictures(count), grid=tmp_path / "one.png")
+    wanted = run(Toy(), pictures(count), grid=partial(write_grid, tmp_path / "one.png"))
     for rank in range(2):                       # not the exit code: gloo may abort after its work is done
         path = tmp_path / f"{rank}.json"
         assert path.is_file(), said[rank]
@@ -282,17 +283,27 @@ def test_two_processes_equal_one(count: int, tmp_path: Path) -> None:
             assert details == value.details     # from counts: equal
             if value.per_image is not None:
                 np.testing.assert_allclose(per_image, value.per_image, rtol=1e-6)
+        assert found["dark"] == [None, "one image is too dark", {}]         # one process alone has seen it
     assert (tmp_path / "two.png").read_bytes() == (tmp_path / "one.png").read_bytes()
+
+
+class TooDark(PSNR):
+    def update(self, images: Tensor, output: TokenizerOutput, indices: Tensor) -> Tensor:
+        if 0 in indices:
+            raise Incompatible("one image is too dark")
+        return super().update(images, output, indices)
 
 
 def _one_of_two(count: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.start()
     toy = Toy()
-    found = run(toy, pictures(count), grid=folder / "two.png")
+    found = run(toy, pictures(count), grid=partial(write_grid, folder / "two.png"))
     first, last = share(count, distributed.rank(), 2)
     assert toy.seen == last - first
-    text = json.dumps({name: [v.number, None if v.per_image is None else v.per_image.tolist(), v.details]
+    found |= run(toy, pictures(count), metrics={"dark": TooDark()})
+    assert found["dark"].reason
+    text = json.dumps({name: [v.number, v.reason if v.per_image is None else v.per_image.tolist(), v.details]
                        for name, v in found.items()})
     (folder / f"{distributed.rank()}.json").write_text(text)
     distributed.stop()

@@ -11,11 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from report_records import record
+from tiny import places
 
 from bench import provenance as origin
 from bench.errors import BadInput
-from bench.provenance import git_state, provenance, save_code, source_digest, versions
+from bench.provenance import changed, changes_told, git_state, provenance, save_code, source_digest, versions
 from bench.registry import available, resolve
+from bench.report.spec import ColumnKey, RowKey, TableSpec
+from bench.report.tables import build_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +123,108 @@ def test_the_code_of_a_submission_is_kept_with_its_run(repository, tmp_path):
         origin.git_state = original
     assert json.loads((folder / "provenance.json").read_text())["dirty"] is True
     assert b"+two" in (folder / "changes.patch").read_bytes()
+
+
+# -- code that changed under a run
+
+
+HERE = {"commit": "b" * 40, "dirty": False, "diff": None, "versions": {"torch": "2.1", "numpy": "2.0"}, "python": "3.11.7",
+        "platform": "here"}
+
+
+def test_what_changed_is_told_as_it_was_and_the_platform_does_not_count():
+    assert changed({**HERE, "platform": "there"}, HERE) == {} == changed({}, HERE)
+    assert changes_told(HERE, HERE) == ""
+    before = {**HERE, "commit": None, "diff": "0123", "versions": {"torch": "2.0", "einops": "0.8", "numpy": "2.0"}}
+    assert changed(before, HERE) == {"commit": None, "diff": "0123", "versions": {"torch": "2.0", "einops": "0.8"}}
+    assert changes_told(before, HERE) == ("commit unknown is bbbbbbbbbbbb now, what is not committed is other, "
+                                          "einops 0.8 is unknown now, torch 2.0 is 2.1 now")
+    assert changed({**HERE, "python": "3.12.0"}, HERE) == {"python": "3.12.0"}
+
+
+def test_a_later_life_with_other_code_keeps_its_own_beside_the_first_ones(tmp_path, monkeypatch):
+    def life(commit: str, patch: bytes = b"") -> list[str]:
+        monkeypatch.setattr(origin, "provenance", lambda: {**HERE, "commit": commit, "diff": patch.decode() or None})
+        monkeypatch.setattr(origin, "git_state", lambda: (commit, patch))
+        save_code(tmp_path)
+        return sorted(p.name for p in tmp_path.iterdir())
+
+    assert life("one", b"mine") == life("one", b"mine") == ["changes.patch", "provenance.json"]
+    two = ["changes.patch", "provenance-1.json", "provenance.json"]
+    assert life("two") == life("one", b"mine") == life("two") == two                    # also back to known code
+    assert life("one", b"other") == sorted([*two, "changes-2.patch", "provenance-2.json"])
+    assert json.loads((tmp_path / "provenance.json").read_text())["diff"] == "mine"
+    assert (tmp_path / "changes-2.patch").read_bytes() == b"other"
+
+
+SUITE = """
+name: code
+question: Is it said which code made a number?
+base:
+  dataset: {name: photos, image_size: 16, train_images: 16, test_images: 8}
+  tokenizer: {name: vqvae, hidden: 8, quantizer: {name: vq, codebook_size: 16, codebook_dim: 4}}
+  objective: {name: reconstruction}
+  optimizers: {tokenizer: {lr: 1e-3}}
+  train: {steps: 6, batch_size: 4}
+  measure: {values: [psnr]}
+"""
+
+
+def test_a_record_names_the_code_of_submission_and_of_earlier_lives_where_it_was_other(tmp_path, monkeypatch, caplog):
+    import bench.execute as executing
+    from bench.runs import RunFolder
+    from bench.stopping import Interrupted, Stop
+    from bench.suite import Suite
+
+    where = places(tmp_path)
+    (tmp_path / "code.yaml").write_text(SUITE)
+    run, = Suite.load(tmp_path / "code.yaml").expand(where)
+    folder = RunFolder(where.runs, run.train_id)
+
+    def life(commit: str, submitted: dict | None = None, until: int | None = None):
+        monkeypatch.setattr(executing, "provenance", lambda: {**HERE, "commit": commit})
+        stop = Stop()
+        if until == 0:
+            stop.ask("asked")
+        return executing.execute(run, where, device="cpu", submitted=submitted, stop=stop,
+                                 progress=None if until is None else lambda state: stop.ask("asked"))
+
+    with pytest.raises(Interrupted):
+        life("zero", until=0)                               # made no step, so that nothing of it is in the weights
+    for commit in ("one", "two", "one"):
+        with pytest.raises(Interrupted):
+            life(commit, until=1)
+    caplog.clear()
+    record = life("three", {**HERE, "commit": "one", "platform": "there"})
+    assert record.provenance["commit"] == "three"
+    assert record.provenance["submitted"] == {"commit": "one"}
+    assert record.provenance["earlier"] == [{"commit": "two"}, {"commit": "one"}]
+    assert [r.message for r in caplog.records if r.levelname == "WARNING"] == [
+        f"{run.label}: this is not the code that was submitted: commit one is three now"]
+    assert folder.record() == record
+    again, = Suite.load(tmp_path / "code.yaml", ["seeds=[2]"]).expand(where)
+    run = again
+    same = life("three", {**HERE, "commit": "three"})
+    assert not {"submitted", "earlier"} & same.provenance.keys()
+
+
+def test_a_table_says_which_runs_were_made_with_code_that_changed():
+    def notes(*provenances: dict, **changes: object) -> list[str]:
+        records = [record(f"{i:012x}", {"psnr": 30.0 + i}, seed=i, provenance=p, **changes)
+                   for i, p in enumerate(provenances)]
+        spec = TableSpec(name="t", rows=(RowKey(key="tokenizer.quantizer.codebook_size"),), columns=(ColumnKey(key="psnr"),))
+        return [note for note in build_table(records, spec).notes if "code" in note and "Each run" not in note]
+
+    plain = {"commit": "a"}
+    moved = {"commit": "b", "submitted": {"commit": "a", "versions": {"torch": "2.0"}}}
+    again = {"commit": "b", "submitted": {"diff": None}}
+    continued = {"commit": "b", "earlier": [{"commit": "a"}, {"python": "3.10.1"}]}
+    assert notes(plain) == []
+    assert notes(plain, moved) == ["1 run was trained with code that changed after submission (commit, torch)."]
+    assert notes(moved, again) == [
+        "2 runs were trained with code that changed after submission (commit, torch, uncommitted changes)."]
+    assert notes(continued, plain) == ["1 run was continued with other code than before (Python, commit)."]
+    assert notes(moved, continued, state="failed") == []
 
 
 # -- trackers

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections import Counter, deque
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,13 +27,14 @@ from torch import Tensor, nn
 
 import bench.data
 import bench.distributed
+import bench.execute
 from bench.checkpoint import newest_checkpoint, read_state, save_checkpoint
 from bench.curves import Curves, read_curves, thinned
 from bench.data import Order, StreamedBatches
 from bench.distributed import start, stop
-from bench.errors import NonFinite
+from bench.errors import BadInput, NonFinite
 from bench.evaluate import measure
-from bench.execute import Interrupted, execute, execute_many
+from bench.execute import NotSaved, execute, execute_many
 from bench.image_dataset import ImageDataset
 from bench.metrics.psnr import PSNR
 from bench.metrics.usage import Usage
@@ -40,6 +44,7 @@ from bench.places import Places
 from bench.run import Run
 from bench.runs import RunFolder, State
 from bench.spec import OptimizerSpec, TrainSpec
+from bench.stopping import SIGNALS, Interrupted, Stop
 from bench.suite import Suite
 from bench.train import Terms, TrainState, train
 from bench.types import TokenizerOutput
@@ -247,6 +252,7 @@ def test_a_term_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
         record, state = folder.record(), folder.read_state()
         assert record.state == "failed" and record.reason == f"loss term 'pixel' was not finite at step {at}"
         assert state.phase == "failed" and state.step == at
+    assert state.restarts == 1
     if kept:
         saved = newest_checkpoint(folder.checkpoints, CPU)["train"]
         assert all(v.isfinite().all() for v in saved["model"].values() if isinstance(v, Tensor))
@@ -317,10 +323,147 @@ def test_a_signal_saves_at_the_next_step_and_the_same_command_continues(tmp_path
         assert folder.record() is None and signal.getsignal(signal.SIGTERM) == before
     found = execute(run, elsewhere, device="cpu")
     assert found.state == "done" and found.values == wanted.values and found.monitors == wanted.monitors
-    finals = [read_state(RunFolder(p.runs, run.train_id).checkpoints / "final.pt", CPU)["train"]
-              for p in (where, elsewhere)]
-    assert not same(*finals)
+    assert not same(*finals((where, run), (elsewhere, run)))
     assert read_curves(folder.curves) == read_curves(RunFolder(where.runs, run.train_id).curves)
+
+
+def finals(*places_and_runs: tuple[Places, Run]) -> list[dict[str, Any]]:
+    return [read_state(RunFolder(p.runs, r.train_id).checkpoints / "final.pt", CPU)["train"] for p, r in places_and_runs]
+
+
+def test_who_calls_may_stop_a_run_and_its_state_says_why(tmp_path: Path) -> None:
+    run, where = whole_run(tmp_path)
+    folder, stop = RunFolder(where.runs, run.train_id), Stop()
+    told: list[State] = []
+
+    def progress(state: State) -> None:
+        told.append(state)
+        stop.ask("its owner went home")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="its owner went home"):
+        execute(run, where, device="cpu", progress=progress, stop=stop)
+    state = folder.read_state()
+    assert (state.phase, state.reason) == ("waiting", "its owner went home; continues from step 1") and told
+    assert folder.owner() is None and signal.getsignal(signal.SIGTERM) == before
+    file = tmp_path / "run.json"
+    file.write_text(run.model_dump_json())
+    with pytest.raises(Interrupted, match="its owner went home"):               # before a run begins, too
+        execute_many([str(file)], where, stop)
+    assert folder.read_state() == state
+    execute_many([str(file)], where, Stop())
+    assert folder.read_state().phase == "done" and folder.read_state().restarts == 1
+
+
+def test_lives_that_end_at_the_time_limit_without_a_step_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, where = whole_run(tmp_path)
+    folder = RunFolder(where.runs, run.train_id)
+
+    def live(*, number: int = signal.SIGUSR2, steps: int = 0) -> State:
+        """One that is asked to stop after so many steps; 0: before its first one."""
+        stop = Stop()
+        if not steps:
+            stop.ask(SIGNALS[number], number)
+        with pytest.raises(Interrupted):
+            execute(run, where, device="cpu", stop=stop, progress=lambda state: stop.ask(SIGNALS[number], number))
+        return folder.read_state()
+
+    assert [live().fruitless for _ in range(4)] == [0] * 4      # no scheduler's limit
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    state = live()
+    assert (state.fruitless, state.requeued, state.restarts) == (1, 2, 0)
+    assert state.reason == "near its time limit (SIGUSR2); continues from step 0"
+    assert live(number=signal.SIGTERM).fruitless == 0
+    assert [live().fruitless, live().fruitless, live(steps=1).fruitless] == [1, 2, 0]
+    assert [live().fruitless, live().fruitless] == [1, 2]
+    sentence = "three times in a row no step was finished between start and time limit; ask for more hours"
+    stop = Stop()
+    stop.ask(SIGNALS[signal.SIGUSR2], signal.SIGUSR2)
+    with pytest.raises(BadInput, match=sentence):
+        execute(run, where, device="cpu", stop=stop)
+    assert folder.read_state().phase == "failed" and folder.record().reason == sentence
+    assert live().fruitless == 1                                # asked to try again: counted anew
+
+
+# -- a disk that takes no more -----------------------------------------------------------------------------
+
+
+def disturbed(folder: Path, do: Callable[[RunFolder], None], monkeypatch: pytest.MonkeyPatch) -> tuple[RunFolder, str]:
+    """A run that something happens to at step 6; the sentence with which it ends at the next checkpoint, step 10."""
+    monkeypatch.setattr(bench.execute, "STATE_EVERY", 0.0)
+    run, where = whole_run(folder)
+    mine, happened = RunFolder(where.runs, run.train_id), []
+
+    def progress(state: State) -> None:
+        if state.phase == "training" and state.step >= 6 and not happened:
+            do(mine)
+            happened.append(state.step)
+
+    with pytest.raises(NotSaved) as error:
+        execute(run, where, device="cpu", progress=progress)
+    assert happened == [6] and mine.record() is None
+    return mine, str(error.value)
+
+
+def ends_as_if_nothing_had_happened(folder: Path, straight: Path) -> None:
+    straight.mkdir()
+    (run, where), (_, elsewhere) = whole_run(folder), whole_run(straight)
+    found, wanted = (execute(run, p, device="cpu") for p in (where, elsewhere))
+    assert found.state == "done" and found.values == wanted.values
+    assert not same(*finals((where, run), (elsewhere, run)))
+
+
+def test_a_full_disk_ends_the_run_and_the_same_command_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tmp_path / "full" / "runs"
+    runs.mkdir(parents=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(runs)], capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system to fill")
+    try:
+        ballast = runs / "ballast"
+
+        def fill(folder: RunFolder) -> None:
+            with contextlib.suppress(OSError), open(ballast, "wb", buffering=0) as file:
+                while file.write(bytes(4096)) == 4096:
+                    pass
+
+        folder, sentence = disturbed(tmp_path / "full", fill, monkeypatch)
+        assert sentence == (f"{folder.path}: no space left on device while writing step-000000010.pt; free some space, "
+                            f"then the same command continues from step 5")
+        assert [p.name for p in folder.checkpoints.iterdir()] == ["step-000000005.pt"]      # nothing half written
+        assert not list(folder.path.rglob("*.tmp"))
+        assert newest_checkpoint(folder.checkpoints, CPU)["train"]["step"] == 5
+        assert folder.owner() is None and folder.read_state().phase == "training"           # no room to say it
+        ballast.unlink()
+        ends_as_if_nothing_had_happened(tmp_path / "full", tmp_path / "straight")
+    finally:
+        subprocess.run(["umount", str(runs)], check=True)
+
+
+def test_a_checkpoint_folder_that_went_away_is_named_and_the_state_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "gone").mkdir()
+
+    def move(folder: RunFolder) -> None:
+        folder.checkpoints.rename(folder.path / "elsewhere")
+        folder.checkpoints.write_text("")
+
+    folder, sentence = disturbed(tmp_path / "gone", move, monkeypatch)
+    assert sentence == (f"{folder.path}: not a directory while writing step-000000010.pt; mend that, then the same "
+                        f"command continues from step 5")
+    assert (folder.read_state().phase, folder.read_state().reason) == ("failed", sentence)
+    folder.checkpoints.unlink()
+    (folder.path / "elsewhere").rename(folder.checkpoints)
+    ends_as_if_nothing_had_happened(tmp_path / "gone", tmp_path / "straight")
+
+
+def test_a_run_folder_that_went_away_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, sentence = disturbed(tmp_path, lambda folder: shutil.rmtree(folder.path), monkeypatch)
+    assert sentence == f"{folder.path}: the folder is gone; bring it back, or the same command begins again"
+    assert not folder.path.exists()
 
 
 # -- several processes -------------------------------------------------------------------------------------

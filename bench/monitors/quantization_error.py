@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from bench.distributed import sum_across
+from bench.distributed import mean_across, sum_across
 from bench.interfaces import Monitor, Tokenizer
 from bench.registry import register
 from bench.types import TokenizerOutput
@@ -37,6 +37,7 @@ class QuantizationError(Monitor):
         return {"quantization_error": sums[0] / sums[1]}
 
     def state_dict(self) -> dict[str, Tensor]:
+        self.total = mean_across(self.total)        # what every process holds after loading
         return {"total": self.total, "parts": torch.tensor(self.parts)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

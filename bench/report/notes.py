@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from bench.report.grouping import ABSENT, Arranged, canonical, over_value, plain
 from bench.report.model import Column
@@ -31,6 +32,7 @@ def table_notes(
     for key, values in arranged.unseen.items():
         notes.append(f"Rows also differ in {key}: {_few(values)}.")
     notes += _how_trained(runs)
+    notes += _other_code(runs)
     notes += _how_measured(runs, columns)
     if units := [f"{c.title} in {c.unit}" for c in columns if c.unit not in ("", "share") and c.measured]:
         notes.append(f"Units: {', '.join(units)}.")
@@ -68,6 +70,26 @@ def _how_trained(runs: Sequence[Record]) -> list[str]:
     same = [k for k in own if len({canonical(r.fields.get(k)) for r in runs}) == 1]
     words += [f"{k.partition('.')[2]} {plain(runs[0].fields[k])}" for k in same]
     return [f"Each run: {', '.join(words)}."] if words else []
+
+
+def _other_code(runs: Sequence[Record]) -> list[str]:
+    """Runs whose code was not the one that was submitted, or changed between two of their lives."""
+    notes = []
+    for key, what in (("submitted", "trained with code that changed after submission"),
+                      ("earlier", "continued with other code than before")):
+        lives = [found if isinstance(found, list) else [found] for r in runs if r.trained
+                 and (found := r.provenance.get(key))]
+        if lives:
+            said = sorted({word for life in lives for facts in life for word in _facts(facts)})
+            few = "1 run was" if len(lives) == 1 else f"{len(lives)} runs were"
+            notes.append(f"{few} {what}{f' ({_few(said)})' if said else ''}.")
+    return notes
+
+
+def _facts(facts: Mapping[str, Any]) -> list[str]:
+    """What differed, in words: commit, uncommitted changes, Python, packages."""
+    words = {"commit": "commit", "diff": "uncommitted changes", "python": "Python"}
+    return [word for key, word in words.items() if key in facts] + list(facts.get("versions", {}))
 
 
 def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str]:
