@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from bench.errors import BadInput
 from bench.image_cache import open_split
@@ -17,7 +16,7 @@ from bench.places import Places
 from bench.protocol import load_protocol
 from bench.registry import did_you_mean, signature
 from bench.resources import Resources
-from bench.results import DataRecord
+from bench.results import Component, DataRecord
 from bench.run import Run, Wanted, describe
 from bench.spec import (
     MISSING,
@@ -37,9 +36,12 @@ from bench.weights import needed
 from bench.yaml_lines import KeyPath
 
 SECTIONS = ("dataset", "tokenizer", "objective", "optimizers", "train", "measure", "monitors")
+RESOURCES = "resources"                         # a section of every run, too, but in no identity
 DEBUG_STEPS = 10
 DEBUG_IMAGES = 64
 _TRAIN_FIELDS = ("data", "steps", "batch_size", "accumulation", "flip", "precision", "average", "seed", "debug", "harness")
+
+T = TypeVar("T")
 
 
 # -- the sections of a run -------------------------------------------------------------------------------------------
@@ -89,24 +91,19 @@ class Where:
 
 @dataclass
 class Draft:
-    """A run while it is put together: plain data, and where each setting came from."""
+    """A run while it is put together: plain data, and where each setting came from.
+
+    Neither is ever changed in place, so that a thousand drafts share what they have in common.
+    """
 
     data: dict[str, Any] = field(default_factory=dict)
-    origins: dict[KeyPath, Where] = field(default_factory=dict)
+    written: tuple[tuple[KeyPath, dict[KeyPath, Where]], ...] = ()      # (path, origins below it), the last one counts
     label: str | None = None
 
     def set(self, path: tuple[str, ...], value: Any, origins: dict[KeyPath, Where]) -> None:
         """Write a value and, for every path below it, where it was written (`origins`: relative paths)."""
-        here = self.data
-        for key in path[:-1]:
-            if isinstance(here.get(key), str):
-                here[key] = {"name": here[key]}             # `quantizer: vq` is short for {name: vq}
-            elif not isinstance(here.get(key), dict):
-                here[key] = {}
-            here = here[key]
-        here[path[-1]] = copy.deepcopy(value)
-        self.origins = {k: w for k, w in self.origins.items() if k[: len(path)] != path}
-        self.origins |= {(*path, *below): where for below, where in origins.items()}
+        self.data = _with(self.data, path, value)
+        self.written = (*self.written, (path, origins))
 
     def get(self, path: Iterable[str]) -> Any:
         here: Any = self.data
@@ -119,9 +116,12 @@ class Draft:
         return here
 
     def where(self, path: KeyPath) -> Where:
-        for end in range(len(path), -1, -1):
-            if path[:end] in self.origins:
-                return self.origins[path[:end]]
+        for written, origins in reversed(self.written):
+            if path[: len(written)] == written:
+                below = path[len(written):]
+                for end in range(len(below), -1, -1):
+                    if below[:end] in origins:
+                        return origins[below[:end]]
         return Where("suite")
 
     def matches(self, wanted: dict[str, Any]) -> bool:
@@ -132,7 +132,18 @@ class Draft:
         return True
 
     def copy(self) -> Draft:
-        return Draft(copy.deepcopy(self.data), dict(self.origins), self.label)
+        return Draft(self.data, self.written, self.label)
+
+
+def _with(here: Any, path: KeyPath, value: Any) -> Any:
+    """`here` with a value at a path; what lies beside the path is shared, not copied."""
+    if not path:
+        return value
+    if isinstance(here, str):
+        here = {"name": here}                               # `quantizer: vq` is short for {name: vq}
+    elif not isinstance(here, dict):
+        here = {}
+    return {**here, path[0]: _with(here.get(path[0]), path[1:], value)}
 
 
 def explain(error: ValidationError, model: Any, root: KeyPath, data: Any, where: Callable[[KeyPath], object]) -> Iterator[str]:
@@ -202,27 +213,56 @@ def show(value: Any) -> str:
 # -- binding ---------------------------------------------------------------------------------------------------------
 
 
-class Binder:
-    """One draft -> one Run; problems are collected, each once."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A bound component with what a run and its record say of it."""
 
-    def __init__(self, draft: Draft, problems: dict[str, None], opened: dict[str, dict[str, DataRecord]], places: Places) -> None:
-        self.draft, self.problems, self.opened, self.places = draft, problems, opened, places
+    spec: ComponentSpec
+    fields: dict[str, Any]
+    components: dict[str, Component]                        # itself, then those below it
+
+
+class Binder:
+    """Drafts -> Runs; problems are collected, each once. What reads the same in many runs is bound once."""
+
+    def __init__(self, problems: dict[str, None], places: Places) -> None:
+        self.problems, self.places = problems, places
+        self.draft = Draft()                                # the one that is being bound
+        self.known: dict[tuple[str, str], Any] = {}         # (section, what is written there) -> what became of it
+
+    def once(self, section: str, written: Any, bound: Callable[[], T]) -> T:
+        """`bound()`, shared by all runs in which the section reads the same; a faulty one is read again, since it
+        may be written elsewhere."""
+        key = section, json.dumps(written, default=str)
+        if key not in self.known:
+            before = len(self.problems)
+            made = bound()
+            if made is None or len(self.problems) > before:
+                return made
+            self.known[key] = made
+        return self.known[key]
 
     def fail(self, path: KeyPath, value: Any, sentence: str) -> BadInput:
         shown = "" if value is MISSING else f" = {show(value)}"
         return BadInput(f"{self.draft.where(path)}: {'.'.join(map(str, path))}{shown}: {sentence}")
 
-    def component(self, kind: str, section: str) -> ComponentSpec | None:
+    def component(self, section: str) -> Part | None:
         value = self.draft.data.get(section, MISSING)
-        try:
-            if value is MISSING:
-                raise self.fail((section,), MISSING, "this section is missing")
-            return bind(kind, value, (section,), self.fail)
-        except BadInput as error:
-            self.problems[str(error)] = None
-            return None
 
-    def section(self, model: type[Spec], name: str, data: Any, path: KeyPath) -> Any:
+        def bound() -> Part | None:
+            try:
+                if value is MISSING:
+                    raise self.fail((section,), MISSING, "this section is missing")
+                spec = bind(section, value, (section,), self.fail)
+            except BadInput as error:
+                self.problems[str(error)] = None
+                return None
+            below = {f"{section}.{path}": describe(c) for path, c in spec.nested()}
+            return Part(spec, flatten({section: spec}), {section: describe(spec), **below})
+
+        return self.once(section, value, bound)
+
+    def section(self, model: type[BaseModel], name: str, data: Any, path: KeyPath) -> Any:
         if not isinstance(data, dict):
             self.problems[str(self.fail(path, data, "expected a mapping"))] = None
             return None
@@ -233,59 +273,89 @@ class Binder:
                 self.problems[line] = None
             return None
 
-    def run(self, suite: str, label: str, resources: Resources, debug: bool) -> Run | None:
-        data = self.draft.data
+    def whole(self, model: type[BaseModel], name: str, data: Any) -> Any:
+        """A section that is one model, bound once."""
+        return self.once(name, data, lambda: self.section(model, name, data, (name,)))
+
+    def run(self, draft: Draft, suite: str, label: str, debug: bool) -> Run | None:
+        self.draft = draft
+        data = draft.data
         for section in data:
-            if section not in SECTIONS:
+            if section not in SECTIONS and section != RESOURCES:
                 self.problems[str(self.fail((section,), MISSING, f"no such section{did_you_mean(section, SECTIONS)}"))] = None
-        dataset = self.component("dataset", "dataset")
-        model = self.component("tokenizer", "tokenizer")
-        objective = self.component("objective", "objective")
-        monitors = self.monitors(data.get("monitors", []))
+        dataset = self.component("dataset")
+        model = self.component("tokenizer")
+        objective = self.component("objective")
+        monitors = self.once("monitors", data.get("monitors", []), lambda: self.monitors(data.get("monitors", [])))
         given = data.get("train", {})
         seed = given.get("seed", 0) if isinstance(given, dict) else 0
         if isinstance(given, dict):
             given = {k: v for k, v in given.items() if k != "seed"}
-        train: TrainSection | None = self.section(TrainSection, "train", given, ("train",))
-        optimizers = self.optimizers(data.get("optimizers", {}), train)
-        measure: MeasureSection | None = self.section(MeasureSection, "measure", data.get("measure", {}), ("measure",))
+        train: TrainSection | None = self.whole(TrainSection, "train", given)
+        written = data.get("optimizers", {})
+        batch = None if train is None else train.batch_size
+        optimizers = self.once("optimizers", (written, batch), lambda: self.optimizers(written, train))
+        measure: MeasureSection | None = self.whole(MeasureSection, "measure", data.get("measure", {}))
+        resources: Resources | None = self.whole(Resources, RESOURCES, data.get(RESOURCES, {}))
         if not isinstance(seed, int) or isinstance(seed, bool):
             self.problems[str(self.fail(("train", "seed"), seed, "a seed is a whole number"))] = None
         if measure is not None and measure.weights == "average" and train is not None and train.average is None:
             self.problems[str(self.fail(("measure", "weights"), measure.weights, "there are no averaged weights without "
                                         "train.average; set it, for example to 0.999"))] = None
-        if None in (dataset, model, objective, train, measure) or optimizers is None or self.problems:
+        if None in (dataset, model, objective, train, measure, resources) or optimizers is None or self.problems:
             return None
-        splits = self.splits(dataset)
+        splits = self.splits(dataset.spec)
         if splits is None:
             return None
         steps = DEBUG_STEPS if debug else self.steps(train, splits["train"])
-        if steps is None:
+        if steps is None or not self.shared(train, resources):
             return None
-        loop = LoopSettings(**{k: getattr(train, k) for k in LoopSettings.model_fields})
-        if debug:
-            loop = loop.model_copy(update={"log_every": 1, "eval_every": None, "watch_every": 5})
         spec = TrainSpec(
-            dataset=dataset, data=splits["train"].fingerprint, model=model, objective=objective, optimizers=optimizers,
-            steps=steps, batch_size=train.batch_size, accumulation=train.accumulation, flip=train.flip,
-            precision=train.precision, average=train.average, seed=seed, debug=debug,
+            dataset=dataset.spec, data=splits["train"].fingerprint, model=model.spec, objective=objective.spec,
+            optimizers=optimizers, steps=steps, batch_size=train.batch_size, accumulation=train.accumulation,
+            flip=train.flip, precision=train.precision, average=train.average, seed=seed, debug=debug,
         )
+        test = splits["test"]
+        wanted = self.once("values", (data["measure"], test.fingerprint), lambda: self.values(measure, test, debug))
+        if wanted is None:
+            return None
+        train_id = spec.train_id
+        values = (w.model_copy(update={"spec": w.spec.model_copy(update={"train_id": train_id})}) for w in wanted)
+        parts = {"dataset": dataset, "tokenizer": model, "objective": objective}
+        fields = {k: v for part in parts.values() for k, v in part.fields.items()}
+        fields |= self.once("their fields", (written, batch), lambda: flatten({"optimizers": optimizers}))
+        fields |= {f"train.{k}": getattr(spec, k) for k in _TRAIN_FIELDS}
+        components = {section: part.components[section] for section, part in parts.items()}
+        components |= {k: c for part in parts.values() for k, c in part.components.items()}
+        run = Run(
+            suite=suite, label=label, train=spec, values=tuple(values), monitors=monitors, fields=fields,
+            loop=self.once("loop", given, lambda: self.loop(train, debug)), components=components, data=splits,
+            resources=resources,
+        )
+        run.__dict__["train_id"] = train_id                 # where its cached_property keeps it: hashed once
+        return run
+
+    def loop(self, train: TrainSection, debug: bool) -> LoopSettings:
+        loop = LoopSettings(**{k: getattr(train, k) for k in LoopSettings.model_fields})
+        return loop.model_copy(update={"log_every": 1, "eval_every": None, "watch_every": 5}) if debug else loop
+
+    def shared(self, train: TrainSection, resources: Resources) -> bool:
+        """Whether the batch can be cut into micro-batches, and these among the processes: not found out at night."""
         if train.batch_size % train.accumulation:
             self.problems[str(self.fail(("train", "accumulation"), train.accumulation,
                                         f"must divide train.batch_size ({train.batch_size})"))] = None
-            return None
-        values = self.values(measure, spec.train_id, splits["test"], debug)
-        if values is None:
-            return None
-        components = {"dataset": dataset, "tokenizer": model, "objective": objective}
-        for name, part in list(components.items()):
-            components |= {f"{name}.{below}": c for below, c in part.nested()}
-        fields = flatten({"dataset": dataset, "tokenizer": model, "objective": objective, "optimizers": optimizers})
-        fields |= {f"train.{k}": v for k, v in flatten(spec).items() if k in _TRAIN_FIELDS}
-        return Run(
-            suite=suite, label=label, train=spec, values=values, loop=loop, monitors=monitors, fields=fields,
-            components={k: describe(c) for k, c in components.items()}, data=splits, resources=resources,
-        )
+            return False
+        share = train.batch_size // train.accumulation
+        if share % resources.world:
+            counts = {"nodes": resources.nodes, "gpus": resources.gpus, "processes": resources.processes}
+            given = ", ".join(f"resources.{k} = {v}" for k, v in counts.items() if v is not None)
+            parts = f" in train.accumulation = {train.accumulation} parts" if train.accumulation > 1 else ""
+            self.problems[str(self.fail(
+                ("train", "batch_size"), train.batch_size,
+                f"{given} make {resources.world} processes, which cannot share it equally{parts}; make it a multiple "
+                f"of {train.accumulation * resources.world}, or change the resources"))] = None
+            return False
+        return True
 
     def monitors(self, given: Any) -> tuple[ComponentSpec, ...]:
         bound = []
@@ -317,8 +387,7 @@ class Binder:
         return made
 
     def splits(self, dataset: ComponentSpec) -> dict[str, DataRecord] | None:
-        key = json.dumps(dataset.content(), sort_keys=True, default=str)
-        if key not in self.opened:
+        def opened() -> dict[str, DataRecord] | None:
             records: dict[str, DataRecord] = {}
             for split in ("train", "test"):
                 try:
@@ -330,8 +399,9 @@ class Binder:
                     named = [k for k in dataset.kwargs if k in str(error)]
                     self.problems[f"{self.draft.where(('dataset', *named[:1]))}: dataset: {error}"] = None
                     return None
-            self.opened[key] = records
-        return self.opened[key]
+            return records
+
+        return self.once("splits", self.draft.data["dataset"], opened)
 
     def steps(self, train: TrainSection, images: DataRecord) -> int | None:
         if (train.steps is None) == (train.epochs is None):
@@ -345,7 +415,8 @@ class Binder:
             return None
         return max(1, round(train.epochs * images.images / train.batch_size))
 
-    def values(self, measure: MeasureSection, train_id: str, test: DataRecord, debug: bool) -> tuple[Wanted, ...] | None:
+    def values(self, measure: MeasureSection, test: DataRecord, debug: bool) -> tuple[Wanted, ...] | None:
+        """What is measured, of no run yet."""
         try:
             protocol = load_protocol(measure.protocol)
         except BadInput as error:
@@ -362,7 +433,7 @@ class Binder:
             needs = needed(signature("metric", metric.name).attributes, metric.kwargs)
             limit = min(DEBUG_IMAGES, measure.images or DEBUG_IMAGES) if debug else measure.images
             wanted.append(Wanted(name=name, protocol=protocol.name, spec=ValueSpec(
-                train_id=train_id, weights=measure.weights, data=test.fingerprint, images=limit,
+                train_id="", weights=measure.weights, data=test.fingerprint, images=limit,
                 prepare=protocol.prepare, metric=metric, networks={n: weight_identity(n, self.places) for n in needs},
             )))
         return None if self.problems else tuple(wanted)

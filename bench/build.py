@@ -6,16 +6,15 @@ import re
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import torch
 
 from bench.distributed import derived_seed
-from bench.errors import Incompatible
+from bench.errors import BadInput, Incompatible
 from bench.interfaces import Objective, Tokenizer
 from bench.optim import PlayerOptimizer, WeightAverage
 from bench.registry import did_you_mean, source_file
-from bench.run import Run
+from bench.run import Checked, Run
 from bench.spec import ComponentSpec, LoopSettings, TrainSpec
 from bench.train import TrainState
 from bench.types import Batch
@@ -80,18 +79,11 @@ def autocast(spec: TrainSpec, device: torch.device) -> tuple[str, Callable[[], A
 # -- before the queue ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
-    """What a meta build found out about a run."""
-
-    problem: str | None = None                  # the user must mend it
-    key: str | None = None                      # the setting at fault, dotted
-    skip: str | None = None                     # this combination makes no sense; the others go on
-    parameters: int = 0
-
-
 def check_runs(runs: list[Run]) -> dict[str, Checked]:
-    """Build each tokenizer once on the meta device, run one forward there, compare names. By train id."""
+    """Build each tokenizer once on the meta device, run one forward there, compare names. By train id.
+
+    `bench.checked.check` says the same and remembers it.
+    """
     done: dict[str, Checked] = {}
     seen: dict[str, Checked] = {}
     for run in runs:
@@ -114,7 +106,8 @@ def _check(run: Run) -> Checked:
     except Incompatible as error:
         return Checked(skip=str(error))
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        return Checked(problem=str(error).splitlines()[0], key=_at_fault(spec, error))
+        lasting = not isinstance(error, BadInput)       # a constructor that found no weight file, say
+        return Checked(problem=str(error).splitlines()[0], key=_at_fault(spec, error), lasting=lasting)
     if output.reconstruction.shape != (2, 3, size, size):
         return Checked(key="tokenizer", problem=f"{spec.model.name} turns 2 x 3 x {size} x {size} into "
                                f"{' x '.join(map(str, output.reconstruction.shape))}")

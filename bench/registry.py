@@ -70,6 +70,11 @@ def include(folder: Path) -> None:
                 package.__path__.append(str(extra))
 
 
+def included() -> list[Path]:
+    """The folders of --include, in order."""
+    return list(_included)
+
+
 def include_from_environment() -> None:
     """Every folder of BENCH_INCLUDE: how the folders of --include reach the processes that a launcher starts."""
     for folder in os.environ.get("BENCH_INCLUDE", "").split(os.pathsep):

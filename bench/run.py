@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.errors import BadInput
@@ -50,6 +51,17 @@ class Run(Spec):
     @functools.cached_property
     def train_id(self) -> str:
         return self.train.train_id
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a meta build found out about a run."""
+
+    problem: str | None = None                  # the user must mend it
+    key: str | None = None                      # the setting at fault, dotted
+    skip: str | None = None                     # this combination makes no sense; the others go on
+    parameters: int = 0
+    lasting: bool = True                        # no: it is about files of this machine, which may be there tomorrow
 
 
 def describe(component: ComponentSpec) -> Component:

@@ -165,14 +165,16 @@ def identity(spec: Spec) -> str:
 
     def plain(v: Any) -> Any:
         match v:
+            case None | str() | int() | float():            # first: most are, and asking pydantic's classes is slow
+                return v
+            case dict():
+                return {k: plain(x) for k, x in v.items()}
+            case list() | tuple():
+                return [plain(x) for x in v]
             case ComponentSpec():
                 return plain(v.content())
             case BaseModel():
                 return {k: plain(x) for k, x in v}
-            case dict():
-                return {k: plain(x) for k, x in sorted(v.items())}
-            case list() | tuple():
-                return [plain(x) for x in v]
         return v
 
     text = json.dumps(plain(spec), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -266,6 +268,8 @@ def hint(value: Any, kind: str) -> str:
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> scalar, of nested mappings, specs and lists; what tables group by."""
     match value:
+        case None | str() | int() | float():                # first: most are
+            return {prefix: value}
         case ComponentSpec():
             value = {"name": value.name, **value.kwargs}
         case BaseModel():

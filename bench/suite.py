@@ -10,13 +10,12 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from bench.binder import SECTIONS, Binder, Draft, Where, explain, show
+from bench.binder import RESOURCES, SECTIONS, Binder, Draft, Where, explain, show
 from bench.errors import BadInput
 from bench.places import Places
 from bench.registry import did_you_mean
 from bench.report.spec import ReportSpec
 from bench.resources import Resources
-from bench.results import DataRecord
 from bench.run import Run
 from bench.spec import MISSING, Spec, flatten
 from bench.yaml_lines import KeyPath, load_yaml, scalar
@@ -47,6 +46,15 @@ class SuiteFrame(Spec):
     report: ReportSpec = ReportSpec()
 
 
+#: what is wrong with several values of a setting that is in no identity
+ONE_RUN = ("resources are in no identity, so this would be the same run several times; give them in override, or in "
+           "zip beside the key that they go with")
+
+
+def _of_resources(key: str) -> bool:
+    return key.partition(".")[0] == RESOURCES
+
+
 # -- loading and expanding -------------------------------------------------------------------------------------------
 
 
@@ -54,7 +62,10 @@ class Suite:
     """A suite file (and the command line's overrides), its frame checked."""
 
     def __init__(self, frame: SuiteFrame, file: str, lines: dict[KeyPath, int], overrides: dict[str, Any]) -> None:
-        self.frame, self.file, self.lines, self.overrides = frame, file, lines, overrides
+        self.frame, self.file, self.lines = frame, file, lines
+        self.overrides = {k: v for k, v in overrides.items() if not _of_resources(k)}
+        self.resources = {k: v for k, v in overrides.items() if _of_resources(k)}       # likewise, but of no identity
+        self._found: dict[KeyPath, dict[KeyPath, Where]] = {}
         self.notes: list[str] = []
         self.drafts: dict[str, Draft] = {}          # by train id: where each setting of a run was written
 
@@ -93,12 +104,10 @@ class Suite:
         data sets, no image. Raises BadInput with one line per problem."""
         problems: dict[str, None] = {}
         drafts = self._drafts(problems)
-        opened: dict[str, dict[str, DataRecord]] = {}
+        binder = Binder(problems, places)
         runs: dict[str, Run] = {}
-        labels = _labels(drafts)
-        for draft, label in zip(drafts, labels, strict=True):
-            binder = Binder(draft, problems, opened, places)
-            run = binder.run(self.name, draft.label or label, self.frame.resources, debug)
+        for draft, label in zip(drafts, _labels(drafts), strict=True):
+            run = binder.run(draft, self.name, draft.label or label, debug)
             if run is None:
                 continue
             if run.train_id in runs:
@@ -127,24 +136,30 @@ class Suite:
 
     def _drafts(self, problems: dict[str, None]) -> list[Draft]:
         frame = self.frame
-        base = Draft(origins={(): Where(self.file, self.lines.get(("base",)))})
+        base = Draft(written=(((), {(): Where(self.file, self.lines.get(("base",)))}),))
         for section, value in frame.base.items():
             if section not in SECTIONS:
-                problems[f"{self._at('base', section)}: base.{section}: no such section"
-                         f"{did_you_mean(section, SECTIONS)}"] = None
+                wrong = ("resources are written beside base, at the top of a suite" if section == RESOURCES
+                         else f"no such section{did_you_mean(section, SECTIONS)}")
+                problems[f"{self._at('base', section)}: base.{section}: {wrong}"] = None
                 continue
             base.set((section,), value, self._origins(("base", section)))
+        base.set((RESOURCES,), frame.resources.model_dump(exclude_unset=True), self._origins((RESOURCES,)))
 
         choices: list[list[list[tuple[str, Any, KeyPath]]]] = []        # per axis: per choice: settings
         for key, values in frame.axes.items():
             if not values:
                 problems[f"{self._at('axes', key)}: axes.{key}: an axis needs at least one value"] = None
+            if _of_resources(key) and len(values) > 1:
+                problems[f"{self._at('axes', key)}: axes.{key} = {show(values)}: {ONE_RUN}"] = None
             choices.append([[(key, value, ("axes", key, i))] for i, value in enumerate(values)])
         for g, group in enumerate(frame.zip):
             lengths = {key: len(values) for key, values in group.items()}
             if len(set(lengths.values())) > 1:
                 problems[f"{self._at('zip', g)}: zip: keys that move together need equally many values, got {lengths}"] = None
                 continue
+            if group and all(map(_of_resources, group)) and max(lengths.values()) > 1:
+                problems[f"{self._at('zip', g)}: zip = {show(list(group))}: {ONE_RUN}"] = None
             choices.append([[(key, values[i], ("zip", g, key, i)) for key, values in group.items()]
                             for i in range(next(iter(lengths.values()), 0))])
 
@@ -178,7 +193,7 @@ class Suite:
             one = draft.copy()
             if isinstance(one.data.get("train", {}), dict) and one.get(("train", "seed")) is MISSING:
                 one.set(("train", "seed"), seed, {(): Where(self.file, self.lines.get(("seeds",)))})
-            for key, value in self.overrides.items():
+            for key, value in (self.overrides | self.resources).items():
                 one.set(tuple(key.split(".")), value, {(): Where("command line")})
             seeded.append(one)
         return seeded
@@ -191,9 +206,11 @@ class Suite:
 
     def _origins(self, path: KeyPath) -> dict[KeyPath, Where]:
         """Where everything below a path of the file was written; the command line where it was not."""
-        n = len(path)
-        found = {k[n:]: Where(self.file, line) for k, line in self.lines.items() if k[:n] == path}
-        return found or {(): Where("command line")}
+        if path not in self._found:
+            n = len(path)
+            found = {k[n:]: Where(self.file, line) for k, line in self.lines.items() if k[:n] == path}
+            self._found[path] = found or {(): Where("command line")}
+        return self._found[path]
 
 
 def find_suite(path: str | Path) -> Path:
@@ -229,9 +246,12 @@ def _apply_overrides(data: dict[str, Any], overrides: Iterable[str], lines: dict
         if key == "train.seed":
             key, head, value = "seeds", "seeds", value if isinstance(value, list) else [value]
         if head in SuiteFrame.model_fields and head not in ("base", "name"):
-            if key != head and head in ("axes", "resources"):
-                data.setdefault(head, {})[key.partition(".")[2]] = value
-                not_from_file(*((head,) if head == "resources" else (head, key.partition(".")[2])))
+            if head == RESOURCES:
+                run_level[key] = value              # also where axes, zip, include or override give it
+            if key != head and head in ("axes", RESOURCES):
+                if isinstance(data.setdefault(head, {}), dict):
+                    data[head][key.partition(".")[2]] = value
+                not_from_file(*((head,) if head == RESOURCES else (head, key.partition(".")[2])))
             elif key == head:
                 data[head] = value
                 not_from_file(head)
@@ -255,19 +275,29 @@ def _apply_overrides(data: dict[str, Any], overrides: Iterable[str], lines: dict
 
 def _labels(drafts: list[Draft]) -> list[str]:
     """Short names from what differs between the runs."""
-    flat = [flatten(d.data) for d in drafts]
+    # what drafts share is one object, and is flattened once
+    known: dict[tuple[str, int], dict[str, Any]] = {}
+
+    def row(draft: Draft) -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for section, value in draft.data.items():
+            if section != RESOURCES:
+                if (section, id(value)) not in known:
+                    known[section, id(value)] = flatten(value, section)
+                flat |= known[section, id(value)]
+        return flat
+
+    flat = [row(d) for d in drafts]
     keys = list(dict.fromkeys(k for row in flat for k in row))
     keys.sort(key=lambda k: k == "train.seed")              # stable: the seed comes last
-    varying = [k for k in keys if len({json.dumps(row.get(k), default=str) for row in flat}) > 1]
+    varying = [k for k in keys if len({_same(row.get(k)) for row in flat}) > 1]
     named = {k for k in varying if k.endswith(".name")}
     short = {k: k.rpartition(".")[2] for k in varying}
     clash = {s for s in short.values() if list(short.values()).count(s) > 1}
-    labels = []
-    for row in flat:
-        words = []
-        for k in varying:
-            if k not in row:
-                continue
-            words.append(str(row[k]) if k in named else f"{k if short[k] in clash else short[k]}={row[k]}")
-        labels.append(" ".join(words) or "run")
-    return labels
+    words = {k: "" if k in named else f"{k if short[k] in clash else short[k]}=" for k in varying}
+    return [" ".join(f"{words[k]}{row[k]}" for k in varying if k in row) or "run" for row in flat]
+
+
+def _same(value: Any) -> Any:
+    """Equal and hashable for values that are written alike; 1, 1.0 and true are not."""
+    return json.dumps(value, default=str) if isinstance(value, list | dict) else (type(value), value)

@@ -22,6 +22,7 @@ from bench.errors import BadInput
 from bench.places import Places
 from bench.protocol import load_protocol, protocols
 from bench.registry import HOMES, REQUIRED, Part, available, resolve, signature, source_file
+from bench.resources import Resources
 from bench.run import Run
 from bench.spec import bind, bind_value
 from bench.suite import Suite
@@ -241,6 +242,97 @@ def test_overrides_that_make_runs_equal_join_them_with_a_note(here: Places) -> N
 ])
 def test_a_wrong_override_is_refused_like_a_wrong_line(override: str, said: str, here: Places) -> None:
     assert refusal(BASE, here, [override]) == [said]
+
+
+# -- resources ---------------------------------------------------------------------------------------------
+
+
+def test_resources_of_a_run_follow_its_settings_and_are_in_nothing_else(here: Places) -> None:
+    settings = """
+axes: {tokenizer.hidden: [8, 10]}
+zip: [{tokenizer.quantizer.codebook_size: [4, 8]}]
+include: [{tokenizer.quantizer.codebook_dim: 2}]
+"""
+    zipped = settings.replace("8]}]", "8], resources.hours: [1, 2.5]}]")
+    text = zipped.replace("2}]", "2, resources: {gpus: 4, pack: 3}}]") + """
+override: [{match: {tokenizer.hidden: 10}, set: {resources.gpus: 2, resources.memory_gb: 16}}]
+resources: {cpus: 3, hours: 9}
+"""
+    found, plain = runs(BASE + text, here), runs(BASE + settings, here)
+    assert [r.resources.model_dump(exclude_unset=True) for r in found] == [
+        {"cpus": 3, "hours": 1.0}, {"cpus": 3, "hours": 2.5},
+        {"cpus": 3, "hours": 1.0, "gpus": 2, "memory_gb": 16.0},
+        {"cpus": 3, "hours": 2.5, "gpus": 2, "memory_gb": 16.0},
+        {"gpus": 4, "pack": 3}]
+    assert [r.model_copy(update={"resources": Resources()}) for r in found] == plain
+    assert not any("resources" in key for r in found for key in r.fields)
+
+
+def test_resources_on_the_command_line_are_those_of_all_runs(here: Places) -> None:
+    text = BASE + """
+axes: {tokenizer.hidden: [8, 10]}
+override: [{match: {tokenizer.hidden: 10}, set: {resources.hours: 48}}]
+resources: {hours: 3, cpus: 2}
+"""
+    def asked(*overrides: str) -> list[tuple[float, int]]:
+        return [(r.resources.hours, r.resources.cpus) for r in runs(text, here, overrides)]
+
+    assert asked() == [(3, 2), (48, 2)]
+    assert asked("resources.hours=1") == [(1, 2), (1, 2)]
+    assert asked("resources={hours: 5}") == [(5, 1), (5, 1)]
+    suite = load(text, here.cache.parent, ["resources.hours=1", "train.steps=5"])
+    assert suite.overrides == {"train.steps": 5} and suite.frame.resources.hours == 1
+
+
+def test_the_number_of_processes_follows_from_the_resources() -> None:
+    for asked, world in [({}, 1), ({"gpus": 0}, 1), ({"gpus": 3}, 3), ({"gpus": 3, "nodes": 2}, 6), ({"nodes": 2}, 2),
+                         ({"processes": 2}, 2), ({"gpus": 4, "processes": 1, "nodes": 5, "pack": 2}, 5)]:
+        assert Resources(**asked).world == world == Resources(**asked).per_node * asked.get("nodes", 1)
+
+
+RESOURCES = BASE + "axes: {tokenizer.hidden: [8, 10]}\n"
+
+
+@pytest.mark.parametrize("text, said", [
+    (BASE + "axes:\n  resources.hours: [1, 2]\n",
+     "small.yaml:15: axes.resources.hours = [1, 2]: resources are in no identity, so this would be the same run "
+     "several times; give them in override, or in zip beside the key that they go with"),
+    (BASE + "zip:\n  - resources.hours: [1, 2]\n    resources.cpus: [1, 2]\n",
+     'small.yaml:15: zip = ["resources.hours", "resources.cpus"]: resources are in no identity, so this would be the '
+     "same run several times; give them in override, or in zip beside the key that they go with"),
+    (RESOURCES + "override:\n- match: {tokenizer.hidden: 8}\n  set:\n    resources.gpu: 1\n",
+     "small.yaml:18: resources.gpu = 1: no such key; did you mean gpus?"),
+    (RESOURCES + "override:\n- match: {tokenizer.hidden: 8}\n  set:\n    resources.hours: -1\n",
+     "small.yaml:18: resources.hours = -1: input should be greater than 0"),
+    (RESOURCES + "override:\n- match: {tokenizer.hidden: 8}\n  set: {resources: many}\n",
+     'small.yaml:17: resources = "many": expected a mapping'),
+    (RESOURCES + "include:\n- {train.steps: 5, resources.nodes: two}\n",
+     'small.yaml:16: resources.nodes = "two": input should be a valid integer'),
+    (BASE + "zip:\n- tokenizer.hidden: [8, 10]\n  resources.gpus: [1, 1.5]\n",
+     "small.yaml:16: resources.gpus = 1.5: input should be a valid integer"),
+    (BASE + "resources: {gpus: 3}\n",
+     "small.yaml:12: train.batch_size = 8: resources.nodes = 1, resources.gpus = 3 make 3 processes, which cannot "
+     "share it equally; make it a multiple of 3, or change the resources"),
+    (BASE.replace("batch_size: 8", "batch_size: 8, accumulation: 4") + "resources: {nodes: 2, processes: 2}\n",
+     "small.yaml:12: train.batch_size = 8: resources.nodes = 2, resources.processes = 2 make 4 processes, which cannot "
+     "share it equally in train.accumulation = 4 parts; make it a multiple of 16, or change the resources"),
+    (RESOURCES + "override: [{match: {tokenizer.hidden: 8}, set: {resources.gpus: 16}}]\n",
+     "small.yaml:12: train.batch_size = 8: resources.nodes = 1, resources.gpus = 16 make 16 processes, which cannot "
+     "share it equally; make it a multiple of 16, or change the resources"),
+    (BASE.replace("base:", "base:\n  resources: {gpus: 1}"),
+     "small.yaml:4: base.resources: resources are written beside base, at the top of a suite"),
+    (BASE + "resources: 5\n", "small.yaml:14: resources = 5: input should be an object"),
+])
+def test_wrong_resources_are_refused_with_their_place(text: str, said: str, here: Places) -> None:
+    assert refusal(text, here) == [said]
+
+
+def test_wrong_resources_on_the_command_line_are_refused(here: Places) -> None:
+    said, = refusal(BASE, here, ["resources.gpu=1"])
+    assert said == "command line: resources.gpu = 1: no such key; did you mean gpus?"
+    assert "command line: resources.cpus = 0: input should be greater than or equal to 1" in refusal(
+        BASE, here, ["resources.cpus=0"])
+    assert "make 5 processes" in refusal(BASE, here, ["resources.gpus=5"])[0]
 
 
 # -- YAML --------------------------------------------------------------------------------------------------

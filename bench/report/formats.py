@@ -6,6 +6,8 @@ import csv
 import html
 import io
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -14,8 +16,13 @@ from bench.report.model import Cell, Header, Table
 if TYPE_CHECKING:
     import rich.table
     import rich.text
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.style import Style
 
 UP = "../../"       # reports/<suite>/ is two folders below the repository, which sources are relative to
+
+
+MANY = 100          # rows from which a terminal's table is laid out by `Quick`
 
 
 def _link(header: Header) -> str | None:
@@ -205,7 +212,7 @@ def to_csv(table: Table) -> str:
 # -- terminal ------------------------------------------------------------------------------------------------
 
 
-def terminal_table(table: Table) -> rich.table.Table:
+def terminal_table(table: Table) -> Quick:
     """For printing with rich; footnotes and the stamp are its caption."""
     from rich import box
     from rich.table import Table as RichTable
@@ -228,6 +235,49 @@ def terminal_table(table: Table) -> rich.table.Table:
     for row in table.rows:
         out.add_row(*(text(h.text if h.span else "", h.notes) for h in row.headers),
                     *(text(c.text, c.notes, styles.get(c.mark, "")) for c in row.cells))
-    return out
+    return Quick(out)
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """A rich table that prints itself as usual, or, of many rows that fit without wrapping, ten times as fast."""
+
+    table: rich.table.Table
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.cells import cell_len
+        from rich.text import Span, Text
+
+        table = self.table
+        columns = [[c if isinstance(c, Text) else Text.from_markup(str(c)) if "[" in str(c) else Text(str(c))
+                    for c in (column.header, *column.cells)] for column in table.columns]
+        widths = [max(cell_len(text.plain) for text in column) for column in columns]
+        whole = sum(widths) + 2 * (len(widths) - 1)
+        if table.row_count < MANY or whole > options.max_width or any("\n" in t.plain for c in columns for t in c):
+            yield table
+            return
+        parts: list[str] = []
+        spans: list[Span] = []
+        at = 0
+
+        def put(text: str, style: str | Style = "") -> None:
+            nonlocal at
+            parts.append(text)
+            if style:
+                spans.append(Span(at, at + len(text), style))
+            at += len(text)
+
+        for i, row in enumerate(zip(*columns, strict=True)):
+            for column, text, width in zip(table.columns, row, widths, strict=True):
+                blanks = " " * (width - cell_len(text.plain))
+                put(blanks if column.justify == "right" else "")
+                spans += [span.move(at) for span in text.spans]
+                put(text.plain, text.style or ("bold" if i == 0 else ""))
+                put(("" if column.justify == "right" else blanks) + ("  " if column is not table.columns[-1] else "\n"))
+            if i == 0:
+                put("─" * whole + "\n")
+        for said in (table.title, Text("".join(parts), spans=spans, no_wrap=True, end=""), table.caption):
+            if said is not None:
+                yield said
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,9 +45,14 @@ class Arranged:
     unseen: dict[str, tuple[str, ...]]          # keys that differ between rows and head none
 
 
+_json = json.JSONEncoder(sort_keys=True, default=str).encode
+
+
 def canonical(value: Any) -> str:
     """A text that is equal exactly for equal values; 1 and 1.0 differ."""
-    return "absent" if value is ABSENT else json.dumps(value, sort_keys=True, default=str)
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return repr(value)                      # as JSON writes it, at a tenth of the time; most settings are numbers
+    return "absent" if value is ABSENT else _json(value)
 
 
 def arrange(records: Iterable[Record], keys: Sequence[RowKey], over: Sequence[str]) -> Arranged:
@@ -80,34 +86,40 @@ def facts(record: Record, over: Sequence[str]) -> dict[str, Any]:
     """All that a suite says of a run, and the images it was trained on, without the keys averaged over."""
     found = {k.removesuffix(".name"): v for k, v in record.fields.items()}
     found |= {k: c.name for k, c in record.components.items()}
-    if "train" in record.data:
-        images = record.data["train"]
-        found[DATA] = [images.fingerprint, images.images, images.of]
-    return {k: v for k, v in found.items() if not any(k == o or k.startswith(o + ".") for o in over)}
+    if images := _training_images(record):
+        found[DATA] = images
+    below = tuple(f"{o}." for o in over)
+    return {k: v for k, v in found.items() if k not in over and not k.startswith(below)}
+
+
+def _training_images(record: Record) -> list[Any] | None:
+    images = record.data.get("train")
+    return None if images is None else [images.fingerprint, images.images, images.of]
 
 
 def _spec_facts(record: Record, over: Sequence[str]) -> dict[str, Any]:
     """The resolved spec, flat. It holds what fields may not show: revisions of the arithmetic."""
-    tails = ["." + o.partition(".")[2] for o in over if "." in o]
+    tails = tuple("." + o.partition(".")[2] for o in over if "." in o)
     found: dict[str, Any] = {}
 
-    def walk(value: Any, path: tuple[str, ...]) -> None:
+    def walk(value: Any, path: str) -> None:
         if isinstance(value, dict) and value:
             for k, v in value.items():
-                walk(v, path if k == "kwargs" else (*path, str(k)))
-        elif not any(("." + ".".join(path)).endswith(t) for t in tails):
-            found[".".join(path)] = value
+                walk(v, path if k == "kwargs" else f"{path}.{k}")
+        elif not path.endswith(tails):
+            found[path[1:]] = value
 
-    walk(record.spec, ())
+    walk(record.spec, "")
     return found
 
 
 def group(records: Iterable[Record], over: Sequence[str]) -> list[Group]:
     """Runs whose facts and spec are equal but for `over`; two with equal `over` values share no group."""
     alike: dict[Hashable, list[Record]] = {}
+    said: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}        # by id of the record: its facts and its spec
     for record in records:
-        known = {k: v for k, v in facts(record, over).items() if k != DATA}
-        alike.setdefault((canonical(known), canonical(_spec_facts(record, over))), []).append(record)
+        known, spec = said[id(record)] = facts(record, over), _spec_facts(record, over)
+        alike.setdefault((canonical({**known, DATA: None}), canonical(spec)), []).append(record)
     groups = []
     for members in alike.values():
         for part in _by_training_images(members):
@@ -116,7 +128,7 @@ def group(records: Iterable[Record], over: Sequence[str]) -> list[Group]:
             for run in runs:
                 run = sorted(run, key=lambda r: [_rank(over_value(r, o)) for o in over])
                 shown = next((r for r in run if "train" in r.data), run[0])
-                groups.append(Group(tuple(run), facts(shown, over), _spec_facts(run[0], over)))
+                groups.append(Group(tuple(run), said[id(shown)][0], said[id(run[0])][1]))
     return groups
 
 
@@ -124,7 +136,7 @@ def _by_training_images(records: list[Record]) -> list[list[Record]]:
     """A run that failed before it saw images joins the others, unless these disagree."""
     parts: dict[str, list[Record]] = {}
     for record in records:
-        parts.setdefault(canonical(facts(record, ()).get(DATA)), []).append(record)
+        parts.setdefault(canonical(_training_images(record) or record.fields.get(DATA)), []).append(record)
     known = {k: v for k, v in parts.items() if "train" in v[0].data}
     if len(known) <= 1:
         return [records]
@@ -172,14 +184,15 @@ def _differing_spec(groups: Sequence[Group]) -> list[str]:
 def _differing(groups: Sequence[Group], of: Callable[[Group], dict[str, Any]]) -> list[str]:
     """Keys that differ; a keyword of a component only counts among groups with that same component."""
     components = sorted({k for g in groups for r in g.records for k in r.components})
+    named = {c: [canonical(g.fact(c)) for g in groups] for c in components}
     found = []
     for key in sorted({k for g in groups for k in of(g)}):
-        owners = [c for c in components if key.startswith(c + ".")]
-        seen: dict[Hashable, set[str]] = {}
-        for g in groups:
-            owner = tuple(canonical(g.fact(c)) for c in owners)
-            seen.setdefault(owner, set()).add(canonical(of(g).get(key, ABSENT)))
-        if any(len(values) > 1 for values in seen.values()):
+        values = [canonical(of(g).get(key, ABSENT)) for g in groups]
+        if len(set(values)) == 1:               # so are most, at once
+            continue
+        owners = [named[c] for c in components if key.startswith(c + ".")]
+        seen: dict[Hashable, str] = {}
+        if any(seen.setdefault(tuple(owner), value) != value for *owner, value in zip(*owners, values, strict=True)):
             found.append(key)
     return found
 

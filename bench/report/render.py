@@ -30,7 +30,11 @@ def render_suite(
     table.md and table.html hold all tables of the suite; table.tex and table.csv the first, table-<name>.tex
     and table-<name>.csv each further one. Raises BadInput naming the folder where it cannot be written.
     """
-    tables = build_tables(name, records, report)
+    return render_tables(name, build_tables(name, records, report), question, reports)
+
+
+def render_tables(name: str, tables: Sequence[Table], question: str, reports: Path) -> list[Path]:
+    """The files of `render_suite`, from tables that are built already."""
     if not tables:
         return []
     files = {"table.md": markdown_page(name, question, tables)}

@@ -100,8 +100,8 @@ def _lettered(rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[tuple[str, st
         return tuple(sorted(letters, key=lambda x: (len(x), x)))
 
     lettered = tuple(
-        Row(tuple(replace(h, notes=mark(h.notes)) for h in row.headers),
-            tuple(replace(c, notes=mark(c.notes)) for c in row.cells))
+        Row(tuple(replace(h, notes=mark(h.notes)) if h.notes else h for h in row.headers),
+            tuple(replace(c, notes=mark(c.notes)) if c.notes else c for c in row.cells))
         for row in rows
     )
     return lettered, tuple((letter, sentence) for sentence, letter in marks.items())
@@ -124,19 +124,24 @@ def _headers(arranged: Arranged, over: Sequence[str]) -> list[tuple[Header, ...]
     for j in (j for j, k in enumerate(keys) if k.resolved == DATA):
         for row, text in zip(table, images_of, strict=True):
             row[j] = replace(row[j], text=text)
+    texts = [[canonical(g.fact(k.resolved)) for k in keys] for g in groups]
     for j in range(len(keys)):
-        for i in reversed(range(1, len(groups))):
-            above, here = groups[i - 1], groups[i]
-            prefix = [k.resolved for k in keys[: j + 1]]
-            if all(canonical(here.fact(k)) == canonical(above.fact(k)) for k in prefix):
-                table[i - 1][j] = replace(table[i - 1][j], span=table[i - 1][j].span + table[i][j].span)
+        first = 0                                       # the row that carries the header of the rows below it
+        for i in range(1, len(groups) + 1):
+            if i == len(groups) or texts[i][: j + 1] != texts[first][: j + 1]:
+                if i - first > 1:
+                    table[first][j] = replace(table[first][j], span=i - first)
+                first = i
+            else:
                 table[i][j] = replace(table[i][j], span=0)
-    images = {images_text(g.records) for g in groups} - {""}
-    for row, g in zip(table, groups, strict=True):
+    images = [images_text(g.records) for g in groups]
+    several = len(set(images) - {""}) > 1
+    for row, g, used in zip(table, groups, images, strict=True):
         notes = _ended(g, over) if any(r.trained for r in g.records) else []
-        if len(images) > 1:
-            notes.append(images_text(g.records) or "which images were used is not recorded")
-        row[-1] = replace(row[-1], notes=tuple(notes))
+        if several:
+            notes.append(used or "which images were used is not recorded")
+        if notes:
+            row[-1] = replace(row[-1], notes=tuple(notes))
     return [tuple(row) for row in table]
 
 
@@ -201,8 +206,9 @@ def _measured(group: Group, name: str) -> dict[str, Measured]:
     found: dict[str, Measured] = {}
     for record in group.records:
         here: dict[str, list[Value]] = {}
-        for _, value in sorted(record.values.items() if record.trained else ()):
-            if value.name == name and value.number is not None and math.isfinite(value.number):
+        named = [(i, v) for i, v in record.values.items() if v.name == name] if record.trained else []
+        for _, value in sorted(named, key=lambda item: item[0]):
+            if value.number is not None and math.isfinite(value.number):
                 here.setdefault(canonical(_conditions(record, value)), []).append(value)
         for text, values in here.items():
             numbers = list(dict.fromkeys(v.number for v in values))
