@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
-import os
 import sys
-import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from bench.errors import BadInput
+from bench.terminal import console, notice
 
 if TYPE_CHECKING:
     from bench.places import Places
@@ -24,8 +25,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Train, measure and compare visual tokenizers under one harness.",
 )
-console = Console(width=None if sys.stdout.isatty() else 160)
-notice = Console(stderr=True, soft_wrap=True, highlight=False)
 
 SuiteArgument = Annotated[str, typer.Argument(help="A suite file, or its name in suites/.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: dotted.key=value ...")]
@@ -37,11 +36,39 @@ Data = Annotated[Path | None, typer.Option("--data", help="Folder that holds the
 Include = Annotated[list[Path] | None, typer.Option("--include", help="Folder of your own tokenizers, quantizers, ...")]
 Debug = Annotated[bool, typer.Option("--debug", help="10 batches and 64 test images, under an identity of its own.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Only = Annotated[list[str] | None, typer.Option(
+    "--only", metavar="GLOB", help="Only runs whose label or id matches the pattern, or contains it.")]
+Launcher = Annotated[str, typer.Option(help="debug (this process), local, slurm, or auto.")]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="At most so many jobs at a time.")]
+Wait = Annotated[bool | None, typer.Option(
+    "--wait/--no-wait", help="Follow the runs to their end (local: unless said otherwise), or return at once (slurm).")]
+LeaveOut = Annotated[bool, typer.Option("--leave-out-unreadable", help="Go on without images that cannot be decoded.")]
+Track = Annotated[list[str] | None, typer.Option("--track", help="Also log to tensorboard or wandb.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A suite as the command line names it."""
+
+    suite: Suite
+    runs: list[Run]
+    places: Places
+    command: tuple[str, ...]            # `bench run SUITE OVERRIDES`: what a user types to do the same
+
+    @property
+    def name(self) -> str:
+        return self.suite.name
+
+    def planned(self) -> list[Planned]:
+        from bench.plan import plan
+
+        return plan(self.runs, self.places, self.name)
 
 
 def _open(
-    suite: str, overrides: list[str] | None, name: str | None, include: list[Path] | None, debug: bool, **given: Path | None
-) -> tuple[Suite, list[Run], Places]:
+    suite: str, overrides: list[str] | None = None, name: str | None = None, include: list[Path] | None = None,
+    debug: bool = False, **given: Path | None,
+) -> Opened:
     from bench.places import Places
     from bench.registry import include as include_folder
     from bench.registry import include_from_environment
@@ -51,13 +78,33 @@ def _open(
     for folder in include or []:
         include_folder(folder)
     places = Places.find(**given)
+    words = ["bench", "run", suite, *(overrides or [])]
+    for option, value in (("--name", name), *((f"--{key}", path) for key, path in given.items())):
+        words += [option, str(value)] if value is not None else []
+    words += [word for folder in include or [] for word in ("--include", str(folder))]
     if debug:
         name = f"{name or find_suite(suite).stem}-debug"
     loaded = Suite.load(suite, overrides or [], name=name)
     runs = loaded.expand(places, debug=debug)
     for note in loaded.notes:
         notice.print(f"note: {note}")
-    return loaded, runs, places
+    return Opened(loaded, runs, places, tuple(words))
+
+
+def _matching(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
+    """Runs that any of the patterns names. Raises BadInput for a pattern that names none."""
+    if not only:
+        return list(runs)
+    chosen: dict[str, Run] = {}
+    for pattern in only:
+        found = [r for r in runs if pattern in r.label or pattern in r.train_id
+                 or fnmatch.fnmatchcase(r.label, pattern) or fnmatch.fnmatchcase(r.train_id, pattern)]
+        if not found:
+            from bench.registry import did_you_mean
+
+            raise BadInput(f"--only {pattern}: no run's label or id matches{did_you_mean(pattern, [r.label for r in runs])}")
+        chosen |= {r.train_id: r for r in found}
+    return [r for r in runs if r.train_id in chosen]
 
 
 @app.command("ls")
@@ -104,24 +151,25 @@ def check(
     suite: SuiteArgument, overrides: Overrides = None, data: Data = None, include: Include = None, as_json: AsJson = False
 ) -> None:
     """Validate a suite completely: keys, types, and one build of each tokenizer on the meta device."""
-    loaded, runs, _ = _open(suite, overrides, None, include, False, data=data)
-    skipped, parameters = _check(loaded, runs)
+    opened = _open(suite, overrides, include=include, data=data)
+    skipped, parameters = _check(opened)
     if as_json:
         print(json.dumps([{"train_id": r.train_id, "label": r.label, "parameters": parameters[r.train_id],
-                           "skipped": skipped.get(r.train_id)} for r in runs], indent=1))
+                           "skipped": skipped.get(r.train_id)} for r in opened.runs], indent=1))
         return
-    for run in runs:
+    for run in opened.runs:
         reason = skipped.get(run.train_id)
         console.print(f"{run.train_id}  {run.label}  " + (f"skipped: {reason}" if reason else
                       f"{parameters[run.train_id]:,} parameters"), markup=False, highlight=False)
-    console.print(f"{loaded.file}: {len(runs)} runs, {len(skipped)} of them skipped; all is well", highlight=False)
+    console.print(f"{opened.suite.file}: {len(opened.runs)} runs, {len(skipped)} of them skipped; all is well", highlight=False)
 
 
-def _check(loaded: Suite, runs: list[Run]) -> tuple[dict[str, str], dict[str, int]]:
+def _check(opened: Opened) -> tuple[dict[str, str], dict[str, int]]:
     """(train id -> why it is skipped, train id -> parameters). Raises BadInput for what the user must mend."""
-    from bench.build import check_runs
+    from bench.checked import check as check_runs
 
-    checked = check_runs(runs)
+    loaded, runs = opened.suite, opened.runs
+    checked = check_runs(runs, opened.places)
     problems = dict.fromkeys(
         loaded.locate(run, checked[run.train_id].key, checked[run.train_id].problem)
         for run in runs if checked[run.train_id].problem
@@ -136,141 +184,192 @@ def _check(loaded: Suite, runs: list[Run]) -> tuple[dict[str, str], dict[str, in
 
 @app.command("plan")
 def show_plan(
-    suite: SuiteArgument, overrides: Overrides = None, name: Name = None, results: Results = None, runs: Runs = None,
-    data: Data = None, include: Include = None, debug: Debug = False, as_json: AsJson = False,
+    suite: SuiteArgument, overrides: Overrides = None, launcher: Launcher = "auto", jobs: Jobs = None, only: Only = None,
+    name: Name = None, results: Results = None, runs: Runs = None, data: Data = None, include: Include = None,
+    debug: Debug = False, as_json: AsJson = False,
 ) -> None:
-    """Show which runs are new, done, failed or stale, and what they would cost. Starts nothing."""
+    """Show which runs are new, done, failed or stale, and what they would cost. Starts nothing.
+
+    With --launcher slurm also the exact sbatch scripts that `run` would submit.
+    """
     from rich.table import Table
+    from rich.text import Text
 
-    from bench.plan import TO_RUN, plan
+    from bench.plan import TO_RUN
+    from bench.report.formats import Quick
+    from bench.terminal import describe, status_json
 
-    loaded, found, places = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
-    planned = plan(found, places, loaded.name)
+    opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
+    if launcher == "slurm":
+        skipped, _ = _check(opened)
+    else:
+        from bench.checked import known
+
+        skipped = {i: c.skip for i, c in known(opened.runs, opened.places).items() if c.skip}
+    planned = opened.planned()
+    chosen = {r.train_id for r in _matching(opened.runs, only)} - skipped.keys()
+    todo = [p for p in planned if p.status in TO_RUN and p.run.train_id in chosen]
+    scripts = []
+    if launcher == "slurm":
+        from bench import slurm
+        from bench.jobs import packed
+
+        scripts = slurm.scripts(packed([(f"RUN/{p.run.train_id}", p.run) for p in todo]), opened.places, jobs)
     if as_json:
-        print(json.dumps([_planned_json(p) for p in planned], indent=1))
+        rows = [status_json(p) for p in planned]
+        print(json.dumps(rows if launcher != "slurm" else {"runs": rows, "scripts": scripts}, indent=1))
         return
-    table = Table(title=f"{loaded.name}: {loaded.frame.question}", title_justify="left")
+    table = Table(title=f"{opened.name}: {opened.suite.frame.question}", title_justify="left")
     for column in ("run", "id", "state", "steps", "batch", "training images", "hours", "note"):
         table.add_column(column, justify="right" if column in ("steps", "batch", "training images", "hours") else "left")
     for p in planned:
         images = p.run.data["train"]
         count = f"{images.images:,}" + (f" of {images.of:,}" if images.of and images.of != images.images else "")
-        table.add_row(p.run.label, p.run.train_id, p.status, f"{p.run.train.steps:,}", str(p.run.train.batch_size), count,
-                      "" if p.hours is None or p.status not in TO_RUN else f"{p.hours:.2g}", p.note)
-    console.print(table)
-    todo = [p for p in planned if p.status in TO_RUN]
+        status, note = ("skipped", skipped[p.run.train_id]) if p.run.train_id in skipped else (p.status, describe(p))
+        table.add_row(Text(p.run.label), p.run.train_id, status, f"{p.run.train.steps:,}", str(p.run.train.batch_size), count,
+                      "" if p.hours is None or status not in TO_RUN else f"{p.hours:.2g}", Text(note))
+    console.print(Quick(table))
     work = sum(p.run.train.steps * p.run.train.batch_size for p in todo if p.status != "measure")
     known = [p.hours for p in todo if p.hours is not None and p.status != "measure"]
     hours = f", about {sum(known):.2g} hours at the speed of earlier runs" if known else ""
     console.print(f"{len(todo)} of {len(planned)} runs to do: {work:,} images to train on{hours}", highlight=False)
-
-
-def _planned_json(p: Planned) -> dict[str, Any]:
-    return {
-        "label": p.run.label, "train_id": p.run.train_id, "state": p.status, "note": p.note, "steps": p.run.train.steps,
-        "step": p.state.step if p.state else 0, "hours": p.hours, "values": {w.name: w.value_id for w in p.run.values},
-        "images_per_second": p.state.images_per_second if p.state else None,
-        "eta_seconds": p.state.eta_seconds if p.state else None,
-    }
+    for script in scripts:
+        console.rule("sbatch")
+        console.print(Text(script), soft_wrap=True)
 
 
 @app.command()
 def run(
-    suite: SuiteArgument,
-    overrides: Overrides = None,
-    launcher: Annotated[str, typer.Option(help="debug (this process), local, slurm, or auto.")] = "auto",
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="At most so many jobs at a time.")] = None,
-    wait: Annotated[bool | None, typer.Option("--wait/--no-wait", help="Follow submitted jobs to their end.")] = None,
-    leave_out: Annotated[bool, typer.Option("--leave-out-unreadable", help="Go on without images that cannot be decoded.")] = False,
-    track: Annotated[list[str] | None, typer.Option("--track", help="Also log to tensorboard or wandb.")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Only runs whose label or id contains this.")] = None,
-    debug: Debug = False, name: Name = None, results: Results = None, reports: Reports = None, runs: Runs = None,
-    data: Data = None, include: Include = None, as_json: AsJson = False,
+    suite: SuiteArgument, overrides: Overrides = None, launcher: Launcher = "auto", jobs: Jobs = None, wait: Wait = None,
+    leave_out: LeaveOut = False, track: Track = None, only: Only = None, debug: Debug = False, name: Name = None,
+    results: Results = None, reports: Reports = None, runs: Runs = None, data: Data = None, include: Include = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train and measure what is missing of a suite, then print its tables. The same command continues a stopped one."""
-    from bench.files import write_atomic
-    from bench.launch import launch, pack, pick_launcher
-    from bench.plan import TO_RUN, collect, plan, preflight, remember_suite, writable
-    from bench.registry import source_file
-    from bench.runs import RunFolder
+    from bench.plan import TO_RUN
 
-    places_given = {"results": results, "reports": reports, "runs": runs, "data": data}
-    loaded, found, places = _open(suite, overrides, name, include, debug, **places_given)
+    _drive(TO_RUN, suite, overrides, launcher, jobs, wait, leave_out, track, only, debug, name, include, as_json,
+           results=results, reports=reports, runs=runs, data=data)
+
+
+@app.command("eval")
+def evaluate(
+    suite: SuiteArgument, overrides: Overrides = None, launcher: Launcher = "auto", jobs: Jobs = None, wait: Wait = None,
+    only: Only = None, debug: Debug = False, name: Name = None, results: Results = None, reports: Reports = None,
+    runs: Runs = None, data: Data = None, include: Include = None, as_json: AsJson = False,
+) -> None:
+    """Measure what is missing of trained runs; trains nothing."""
+    _drive(("measure",), suite, overrides, launcher, jobs, wait, False, None, only, debug, name, include, as_json,
+           results=results, reports=reports, runs=runs, data=data)
+
+
+@app.command()
+def retry(
+    suite: SuiteArgument, overrides: Overrides = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Failed and cancelled runs: the default.")] = False,
+    stale: Annotated[bool, typer.Option("--stale", help="Train anew what was trained with other code; the old stays aside.")] = False,
+    launcher: Launcher = "auto", jobs: Jobs = None, wait: Wait = None, only: Only = None, debug: Debug = False,
+    name: Name = None, results: Results = None, reports: Reports = None, runs: Runs = None, data: Data = None,
+    include: Include = None, as_json: AsJson = False,
+) -> None:
+    """Continue failed and cancelled runs from their checkpoints; with --stale train runs of changed code anew."""
+    statuses = ("failed", "cancelled") if failed or not stale else ()
+    _drive((*statuses, *(("stale",) if stale else ())), suite, overrides, launcher, jobs, wait, False, None, only, debug, name,
+           include, as_json, results=results, reports=reports, runs=runs, data=data)
+
+
+def _drive(
+    statuses: tuple[str, ...], suite: str, overrides: list[str] | None, launcher: str, jobs: int | None, wait: bool | None,
+    leave_out: bool, track: list[str] | None, only: list[str] | None, debug: bool, name: str | None,
+    include: list[Path] | None, as_json: bool, **given: Path | None,
+) -> None:
+    """What `run`, `eval` and `retry` share: they differ in the statuses they take up."""
+    import os
+
+    from bench import drive
+    from bench.registry import source_file
+
     for tracker in track or []:
         source_file("tracker", tracker)
-    writable(places)
-    how, why = pick_launcher(launcher)
-    planned = plan(found, places, loaded.name)
-    preflight(planned, places)
-    skipped, _ = _check(loaded, found)
-    if _decode(planned, places, leave_out):
-        loaded, found, places = _open(suite, overrides, name, include, debug, **places_given)     # other images, other ids
-        planned = plan(found, places, loaded.name)
-        preflight(planned, places)
-    remember_suite(loaded, places)
-    for r in found:
-        if r.train_id in skipped:
-            _record_skipped(r, skipped[r.train_id], places)
-    chosen = [p.run for p in planned if p.status in (*TO_RUN, "running") and p.run.train_id not in skipped
-              and (not only or any(o in p.run.label or o in p.run.train_id for o in only))]
-    outcome = None
-    if chosen:
-        files = []
-        for r in chosen:
-            folder = RunFolder(places.runs, r.train_id).create()
-            file = folder.path / f"run-{loaded.name}.json"
-            write_atomic(file, r.model_dump_json())
-            files.append((str(file), r.label, r.train_id))
-        work = pack(files, loaded.frame.resources)
-        follow = _Follow(loaded.name, found, places)
+    if drive.under_torchrun() and not drive.is_first():
+        raise typer.Exit(drive.join())
+    with drive.leading():
+        opened = _open(suite, overrides, name, include, debug, **given)
+        drive.writable(opened.places)
+        how, why = drive.pick(launcher)
+        planned = opened.planned()
+        chosen = {r.train_id for r in _matching(opened.runs, only)}
+        wanted = [p for p in planned if p.status in statuses and p.run.train_id in chosen]
+        drive.preflight(wanted, opened.places)
+        skipped, _ = _check(opened)
+        if _decode([p.run for p in wanted], opened.places, leave_out):
+            opened = _open(suite, overrides, name, include, debug, **given)     # other images, other ids
+            planned = opened.planned()
+            chosen = {r.train_id for r in _matching(opened.runs, only)}
         if track:
             os.environ["BENCH_TRACK"] = ",".join(track)
-        notice.print(f"{loaded.name}: {len(chosen)} of {len(found)} runs to do, launcher {how} ({why})", markup=False)
-        outcome = launch(work, how, places=places, slots=jobs, on_progress=follow,
-                         wait=how != "slurm" if wait is None else wait)
-        follow.finish()
-    records = collect(loaded.name, found, places)
-    tables, paths = _render(loaded.name, loaded.frame.question, loaded.frame.report, records, places, figures=True)
-    failures = [] if outcome is None else outcome.failures
+        driven = drive.drive(
+            opened.suite, opened.runs, opened.places, planned, how=how, why=why, statuses=statuses, chosen=chosen,
+            skipped=skipped, slots=jobs, wait=how != "slurm" if wait is None else wait,
+        )
+    _show_driven(opened, driven, skipped, as_json)
+    if driven.exit_code:
+        raise typer.Exit(driven.exit_code)
+
+
+def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: bool) -> None:
+    from bench.failures import group
+    from bench.plan import collect
+    from bench.terminal import counts, print_failures
+
+    frame, places = opened.suite.frame, opened.places
+    records = collect(opened.name, opened.runs, places)
+    tables, paths = _render(opened.name, frame.question, frame.report, records, places, figures=True)
+    groups = group(driven.planned, places, opened.command)
     if as_json:
         print(json.dumps({
-            "suite": loaded.name, "launcher": outcome.launcher if outcome else None,
-            "done": sum(r.state == "done" for r in records), "failed": {f.label: f.reason for f in failures},
+            "suite": opened.name, "launcher": driven.launcher, "jobs": driven.job_ids,
+            "done": sum(r.state == "done" for r in records),
+            "failed": {p.run.label: p.note for g in groups for p in g.planned},
             "skipped": skipped, "report": [_relative(p) for p in paths],
         }, indent=1))
-    else:
-        for table in tables:
-            console.print(table)
-        for failure in failures:
-            notice.print(f"[red]failed[/] {failure.label}: ", end="")
-            notice.print(failure.reason, markup=False)
-            for line in failure.tail:
-                notice.print(f"    {line}", markup=False)
-        if outcome is not None and outcome.submitted:
-            console.print(f"submitted: {', '.join(outcome.job_ids)}; `bench status {loaded.name}` follows them")
-        if not chosen:
-            console.print("nothing to do: every run is trained and measured")
-        if paths:
-            console.print(f"report: {_relative(places.reports / loaded.name)}/ ({', '.join(sorted(p.name for p in paths))})",
-                          highlight=False)
-    if outcome is not None and outcome.exit_code:
-        raise typer.Exit(outcome.exit_code)
+        return
+    for table in tables:
+        console.print(table)
+    print_failures(groups)
+    if driven.left:
+        where = f"submitted: {', '.join(_shortened(driven.job_ids))}" if driven.job_ids else "somebody has them"
+        console.print(f"{counts(driven.planned)}; {where}; `bench status {opened.name} --watch` follows them", highlight=False)
+    elif not driven.chosen:
+        console.print("nothing to do" + (": every run is trained and measured" if all(
+            p.status in ("done", "stale", "skipped") for p in driven.planned) else f": {counts(driven.planned)}"))
+    if paths:
+        console.print(f"report: {_relative(places.reports / opened.name)}/ ({', '.join(sorted(p.name for p in paths))})",
+                      highlight=False)
 
 
-def _decode(planned: list[Planned], places: Places, leave_out: bool) -> bool:
-    """Decode what the runs need, once, with progress. True where files were left out and the ids have changed."""
+def _shortened(jobs: Sequence[str]) -> list[str]:
+    """Elements of one array together: `12_0`, `12_1` -> `12_[0-1]`."""
+    arrays: dict[str, list[str]] = {}
+    for job in jobs:
+        base, _, element = job.partition("_")
+        arrays.setdefault(base if element.isdigit() else job, []).append(element if element.isdigit() else "")
+    return [base if elements == [""] else f"{base}_[{elements[0]}-{elements[-1]}]" if len(elements) > 1 else
+            f"{base}_{elements[0]}" for base, elements in arrays.items()]
+
+
+def _decode(runs: Sequence[Run], places: Places, leave_out: bool) -> bool:
+    """Decode what runs need, once, with progress. True where files were left out and the ids have changed."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from bench.image_cache import LeftOut, decoded
-    from bench.plan import TO_RUN
     from bench.run import data_key, open_images, streams
 
     changed = False
     todo: dict[tuple[str, str], Run] = {}
-    for p in planned:
-        if p.status in TO_RUN:
-            for split in ("train", "test"):
-                todo.setdefault((data_key(p.run.train.dataset), split), p.run)
+    for one in runs:
+        for split in ("train", "test"):
+            todo.setdefault((data_key(one.train.dataset), split), one)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=notice, transient=True, disable=not sys.stderr.isatty()) as bars:
         for (key, split), one in todo.items():
@@ -287,106 +386,20 @@ def _decode(planned: list[Planned], places: Places, leave_out: bool) -> bool:
     return changed
 
 
-def _record_skipped(run: Run, reason: str, places: Places) -> None:
-    from bench.results import Record
-    from bench.runs import RunFolder
-
-    RunFolder(places.runs, run.train_id).create().write_record(Record(
-        train_id=run.train_id, label=run.label, state="skipped", reason=reason, debug=run.train.debug,
-        spec=json.loads(run.train.model_dump_json()), fields=run.fields, components=run.components, data=run.data,
-    ))
-
-
-class _Follow:
-    """Shows progress: a live table on a terminal, plain lines elsewhere; collects records as runs end."""
-
-    def __init__(self, suite: str, runs: list[Run], places: Places) -> None:
-        self.suite, self.runs, self.places = suite, runs, places
-        self.phases: dict[str, str] = {}
-        self.said: dict[str, float] = {}
-        self.live: Any = None
-
-    def __call__(self, states: list[tuple[str, Any]]) -> None:
-        ended = {label for label, s in states if s is not None and s.phase in ("done", "failed")}
-        if ended - {label for label, phase in self.phases.items() if phase in ("done", "failed")}:
-            from bench.plan import collect
-
-            collect(self.suite, self.runs, self.places)
-        if sys.stderr.isatty():
-            self._show(states)
-        else:
-            self._say(states)
-        self.phases = {label: s.phase for label, s in states if s is not None}
-
-    def _show(self, states: list[tuple[str, Any]]) -> None:
-        from rich.live import Live
-
-        if self.live is None:
-            self.live = Live(console=notice, refresh_per_second=4, transient=True)
-            self.live.start()
-        self.live.update(status_table(self.suite, states))
-
-    def _say(self, states: list[tuple[str, Any]]) -> None:
-        for label, s in states:
-            if s is None or s.phase == "waiting":
-                continue
-            changed = self.phases.get(label) != s.phase
-            if not changed and (s.phase != "training" or time.monotonic() - self.said.get(label, 0.0) < 10):
-                continue
-            self.said[label] = time.monotonic()
-            notice.print(f"{label}: {describe_state(s)}", markup=False)
-
-    def finish(self) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-
-def describe_state(s: Any) -> str:
-    """`training, step 200 of 400, 812 images/s, 3 s left`."""
-    words = [s.phase]
-    if s.phase == "training":
-        words.append(f"step {s.step:,} of {s.steps:,}")
-        if s.images_per_second:
-            words.append(f"{s.images_per_second:,.0f} images/s")
-        if s.eta_seconds:
-            words.append(f"{s.eta_seconds:,.0f} s left")
-    if s.restarts:
-        words.append(f"restarted {s.restarts} times")
-    if s.reason:
-        words.append(s.reason)
-    return ", ".join(words)
-
-
-def status_table(title: str, states: list[tuple[str, Any]]) -> Any:
-    """A rich table of runs and where they are."""
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for column in ("run", "state", "step", "images/s", "left"):
-        table.add_column(column, justify="left" if column in ("run", "state") else "right")
-    for label, s in states:
-        if s is None:
-            table.add_row(label, "waiting", "", "", "")
-            continue
-        left = "" if not s.eta_seconds or s.phase != "training" else f"{s.eta_seconds:,.0f} s"
-        speed = f"{s.images_per_second:,.0f}" if s.images_per_second else ""
-        table.add_row(label, s.phase + (f": {s.reason}" if s.reason else ""), f"{s.step:,} / {s.steps:,}", speed, left)
-    return table
-
-
 def _render(name: str, question: str, report: Any, records: list[Any], places: Places, *, figures: bool) -> tuple[list[Any], list[Path]]:
     """(tables for the terminal, files written or kept)."""
-    from bench.report.render import build_tables, render_suite
+    from bench.report.render import build_tables, render_tables
     from bench.report.tables import terminal_table
 
     if not records:
         return [], []
-    paths = list(render_suite(name, records, report, question, places.reports))
+    tables = build_tables(name, records, report)
+    paths = list(render_tables(name, tables, question, places.reports))
     if figures:
         from bench.report.figures import render_figures
 
         paths += render_figures(name, records, report, places.results / name / "curves.parquet", places.reports)
-    return [terminal_table(t) for t in build_tables(name, records, report)], paths
+    return [terminal_table(t) for t in tables], paths
 
 
 @app.command()
@@ -416,29 +429,58 @@ def report(
 
 @app.command()
 def status(
-    suite: SuiteArgument, overrides: Overrides = None, name: Name = None, results: Results = None, runs: Runs = None,
-    data: Data = None, include: Include = None, debug: Debug = False, as_json: AsJson = False,
+    suite: SuiteArgument, overrides: Overrides = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay, until no run is pending or running.")] = False,
+    only: Only = None, name: Name = None, results: Results = None, runs: Runs = None, data: Data = None,
+    include: Include = None, debug: Debug = False, as_json: AsJson = False,
 ) -> None:
-    """Show where each run is: from its folder, whatever started it."""
-    from rich.table import Table
+    """Show where each run is: from its folder first, whatever started it, and from the scheduler second."""
+    from bench.failures import group
+    from bench.plan import others
+    from bench.terminal import Progress, print_failures, print_status, status_json
 
-    from bench.plan import others, plan
+    opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
+    chosen = _matching(opened.runs, only)
+    if watch:
+        from bench.follow import follow
 
-    loaded, found, places = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
-    planned = plan(found, places, loaded.name)
+        progress = Progress(opened.name)
+        try:
+            planned = follow(chosen, opened.places, opened.name, progress)
+        finally:
+            progress.close()
+    else:
+        from bench.plan import plan
+
+        planned = plan(chosen, opened.places, opened.name)
     if as_json:
-        print(json.dumps([_planned_json(p) for p in planned], indent=1))
+        print(json.dumps([status_json(p) for p in planned], indent=1))
         return
-    table = Table(title=loaded.name, title_justify="left")
-    for column in ("run", "id", "state", "what"):
-        table.add_column(column)
-    for p in planned:
-        what = describe_state(p.state) if p.state is not None and p.status in ("running", "resume") else p.note
-        table.add_row(p.run.label, p.run.train_id, p.status, what)
-    console.print(table)
-    console.print(", ".join(f"{sum(p.status == s for p in planned)} {s}" for s in dict.fromkeys(p.status for p in planned)))
-    if more := others(found, places, loaded.name):
+    print_status(opened.name, planned)
+    print_failures(group(planned, opened.places, opened.command))
+    if more := others(opened.runs, opened.places, opened.name):
         console.print(f"{more} more recorded under other settings; give the same overrides as then to see where they are")
+
+
+@app.command()
+def cancel(
+    suite: SuiteArgument, overrides: Overrides = None, only: Only = None, name: Name = None, results: Results = None,
+    runs: Runs = None, data: Data = None, include: Include = None, debug: Debug = False,
+) -> None:
+    """Stop runs that are pending or running, whoever started them; what they have saved stays."""
+    from bench.drive import cancel as stop
+    from bench.plan import OPEN, plan
+
+    opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
+    chosen = _matching(opened.runs, only)
+    planned = [p for p in plan(chosen, opened.places, opened.name) if p.status in OPEN]
+    for sentence in stop(planned, opened.places):
+        notice.print(sentence, markup=False)
+    left = [p for p in plan([p.run for p in planned], opened.places, opened.name) if p.status in OPEN]
+    console.print(f"{len(planned) - len(left)} of {len(planned)} cancelled" if planned else "nothing is pending or running",
+                  highlight=False)
+    for p in left:
+        console.print(f"  {p.run.label}: still {p.status}, {p.note}", markup=False, highlight=False)
 
 
 @app.command()
@@ -446,47 +488,75 @@ def logs(
     suite: SuiteArgument,
     which: Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a part of its label.")],
     overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing until the run ends.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", help="How many of the last lines.")] = 40,
     name: Name = None, results: Results = None, runs: Runs = None, data: Data = None, include: Include = None,
     debug: Debug = False,
 ) -> None:
     """Print the end of a run's log, and the traceback if it failed."""
-    from bench.launch import job_logs
     from bench.registry import did_you_mean
     from bench.runs import RunFolder
+    from bench.submissions import logs as job_logs
 
-    _, found, places = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
-    matching = [r for r in found if which == r.train_id or which == r.label] or [
-        r for r in found if r.train_id.startswith(which) or which in r.label]
+    opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
+    found, places = opened.runs, opened.places
+    matching = [r for r in found if which in (r.train_id, r.label)] or _matching(found, [which])
     if len(matching) != 1:
-        what = "no run" if not matching else f"{len(matching)} runs"
-        raise BadInput(f"{suite}: {what} match {which!r}{did_you_mean(which, [r.label for r in matching or found])}")
+        raise BadInput(f"{suite}: {len(matching)} runs match {which!r}{did_you_mean(which, [r.label for r in matching])}")
     folder = RunFolder(places.runs, matching[0].train_id)
-    found_any = False
-    failure = folder.logs / "failure.txt"
-    for path in [*job_logs(folder)[:1], *([failure] if failure.is_file() else [])]:
-        text = path.read_text(errors="replace").splitlines()[-lines:]
-        found_any = True
+    printed = [*job_logs(folder)[:1], *sorted(folder.logs.glob("failure*.txt"))]
+    for path in printed:
         console.print(f"[bold]{path.name}[/]")
-        for line in text:
+        for line in path.read_text(errors="replace").splitlines()[-lines:]:
             console.print(line, markup=False, highlight=False)
-    if not found_any:
+    if follow:
+        _tail(opened, matching[0], printed[0] if printed and printed[0].suffix != ".txt" else None)
+    elif not printed:
         console.print(f"{matching[0].label}: no log yet")
+
+
+def _tail(opened: Opened, one: Run, shown: Path | None) -> None:
+    """Print what is added to a run's log, also to that of its next job, until nobody has the run in hand."""
+    import time
+
+    from bench.plan import OPEN, plan
+    from bench.runs import RunFolder
+    from bench.submissions import logs as job_logs
+
+    folder = RunFolder(opened.places.runs, one.train_id)
+    at = shown.stat().st_size if shown is not None else 0
+    looked, open_ = 0.0, True
+    while True:
+        newest = next(iter(job_logs(folder)), None)
+        if newest is not None:
+            if newest != shown:
+                shown, at = newest, 0
+            with newest.open("rb") as file:
+                file.seek(at)
+                text = file.read()
+            at += len(text)
+            sys.stdout.write(text.decode(errors="replace"))
+            sys.stdout.flush()
+        if not open_:
+            return
+        if time.monotonic() - looked > 2:
+            looked = time.monotonic()
+            open_ = plan([one], opened.places, opened.name)[0].status in OPEN
+        time.sleep(0.3)
 
 
 @app.command()
 def prepare(
     suite: SuiteArgument, overrides: Overrides = None,
-    leave_out: Annotated[bool, typer.Option("--leave-out-unreadable", help="Go on without images that cannot be decoded.")] = False,
-    data: Data = None, include: Include = None,
+    leave_out: LeaveOut = False, data: Data = None, include: Include = None,
 ) -> None:
     """Fetch data sets and pretrained weights that a suite needs, and decode its images: all that wants a network."""
-    from bench.plan import plan
     from bench.registry import resolve
     from bench.run import open_images
     from bench.weights import download, missing
 
-    loaded, found, places = _open(suite, overrides, None, include, False, data=data)
+    opened = _open(suite, overrides, include=include, data=data)
+    found, places = opened.runs, opened.places
     fetched = False
     for dataset in {r.train.dataset.name: r for r in found}.values():
         try:
@@ -502,9 +572,9 @@ def prepare(
         download(network, places)
         fetched = True
     if fetched:
-        loaded, found, places = _open(suite, overrides, None, include, False, data=data)
-    _decode(plan(found, places, loaded.name), places, leave_out)
-    console.print(f"{loaded.name}: images and weights are ready")
+        opened = _open(suite, overrides, include=include, data=data)
+    _decode(opened.runs, places, leave_out)
+    console.print(f"{opened.name}: images and weights are ready")
 
 
 @app.command()

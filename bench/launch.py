@@ -1,15 +1,13 @@
-"""Start runs: in this process, as local jobs a few at a time, or on SLURM. Torch-free.
+"""Run jobs to their end from this process: here, or as local jobs a few at a time. Torch-free.
 
 What is finished is read from the run folders, not from exit codes: a job may die after its work is done, and
-a run may be finished by somebody else. A job runs `bench.execute.execute_many(run_files, places)`: one
-run after another, each claimed; it writes states and records and never raises for a failed run.
+a run may be finished by somebody else. What is handed over instead (to SLURM, or to a local queue that goes on when
+this process ends) is in bench/submit.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import json
 import logging
 import math
 import os
@@ -19,53 +17,29 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
+from bench import scheduler, submissions
 from bench.errors import BadInput
-from bench.files import write_atomic
+from bench.jobs import Job, JobFolders
 from bench.places import Places
 from bench.resources import Resources
-from bench.runs import RunFolder, State, process_gone, process_start, server_time
+from bench.runs import RunFolder, State, process_gone, server_time
+from bench.stopping import on_signals
+from bench.submissions import Submission
+from bench.task import TARGET, THREADS, Task, function
 
 log = logging.getLogger(__name__)
 
-TARGET = "bench.execute:execute_many"
 LAUNCHERS = ("debug", "local", "slurm")
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 YEAR = 365 * 24 * 60            # minutes; a workstation has no time limit (submitit's default is 2 minutes)
-PING_WITHIN = 5.0               # seconds SLURM's controller has to answer
-STOP_WITHIN = 30.0              # seconds a local job has to end by itself after Ctrl-C
-TAIL = 12                       # log lines shown of a job that died
+STOP_WITHIN = 60.0              # seconds a local job has to save and end by itself after Ctrl-C
 
 Progress = Callable[[list[tuple[str, State | None]]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Runs that one process runs one after another, and what it gets."""
-
-    run_files: tuple[str, ...]          # JSON files, each one resolved run
-    labels: tuple[str, ...]
-    train_ids: tuple[str, ...]
-    resources: Resources = Resources()
-
-    def __post_init__(self) -> None:
-        if not len(self.run_files) == len(self.labels) == len(self.train_ids) > 0:
-            raise ValueError("a job needs as many run files as labels and train ids, and at least one")
-
-
-def pack(runs: Iterable[tuple[str, str, str]], resources: Resources) -> list[Job]:
-    """(run file, label, train id) of runs with equal resources -> jobs of `resources.pack` runs each."""
-    runs = list(runs)
-    parts = [runs[i : i + resources.pack] for i in range(0, len(runs), resources.pack)]
-    return [
-        Job(tuple(r[0] for r in part), tuple(r[1] for r in part), tuple(r[2] for r in part), resources)
-        for part in parts
-    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +58,9 @@ class Outcome:
     """What became of the runs; the counts add up to their number."""
 
     launcher: str
-    why: str                            # why this launcher
     done: int = 0
     failed: int = 0
     busy: int = 0                       # somebody else has them, and we were not to wait
-    submitted: int = 0                  # in the scheduler's hands
     cancelled: int = 0                  # not finished when we were stopped; the same command continues them
     failures: list[Failure] = field(default_factory=list)
     job_ids: list[str] = field(default_factory=list)
@@ -96,7 +68,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0 complete (or submitted, or somebody else's), 1 some failed, 130 stopped by Ctrl-C."""
+        """0 complete (or somebody else's), 1 some failed, 130 stopped by Ctrl-C."""
         return 130 if self.interrupted else int(self.failed > 0)
 
 
@@ -109,27 +81,12 @@ def pick_launcher(name: str = "auto") -> tuple[str, str]:
         return name, "asked for"
     if name not in ("auto", "slurm"):
         raise BadInput(f"there is no launcher {name!r}; known: auto, {', '.join(LAUNCHERS)}")
-    trouble = _no_slurm()
+    trouble = scheduler.trouble()
     if name == "slurm":
         if trouble:
             raise BadInput(f"--launcher slurm: {trouble}; --launcher local runs here")
         return "slurm", "asked for"
     return ("local", trouble) if trouble else ("slurm", "sbatch is here and the controller answers")
-
-
-def _no_slurm() -> str | None:
-    """Why jobs cannot be submitted from here, or None if they can."""
-    if shutil.which("sbatch") is None or shutil.which("scontrol") is None:
-        return "there is no sbatch here"
-    try:
-        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=PING_WITHIN)
-    except subprocess.TimeoutExpired:
-        return "sbatch is here, but the controller did not answer in time"
-    except OSError as error:
-        return f"scontrol cannot be run ({error.strerror})"
-    if ping.returncode or "UP" not in ping.stdout.split():
-        return f"sbatch is here, but the controller does not answer ({_last_line(ping.stdout + ping.stderr)})"
-    return None
 
 
 def visible_gpus() -> list[str]:
@@ -176,47 +133,6 @@ def usable_cores() -> int:
     return cores
 
 
-# -- in the job's process ----------------------------------------------------------------------------------
-
-
-def _function(target: str) -> Callable[[list[str], Places], None]:
-    module, _, name = target.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)       # once: what is being tidied up is not interrupted again
-    raise KeyboardInterrupt
-
-
-@dataclass(frozen=True)
-class Task:
-    """What travels to a job: names and folders. All state is on disk, so that it may start again any time."""
-
-    target: str
-    run_files: tuple[str, ...]
-    places: Places
-    local: bool
-    gpus: tuple[str, ...] = ()
-
-    def __call__(self) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s: %(message)s")
-        if self.local:
-            # submitit ignores SIGTERM. Here it is how the launcher stops us: as Ctrl-C would in `debug`.
-            signal.signal(signal.SIGTERM, _interrupt)
-            # submitit would count GPUs from 0 whatever the launcher itself may see.
-            os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus)
-            path = Path(os.environ["SUBMITIT_FOLDER"]) / "process"
-            write_atomic(path, f"{os.getpid()} {process_start(os.getpid())}", sync=False)
-        _function(self.target)(list(self.run_files), self.places)
-
-    def checkpoint(self) -> Any:
-        """submitit's hook at a time limit: requeue the same task; it continues from its newest checkpoint."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
 # -- the launchers -----------------------------------------------------------------------------------------
 
 
@@ -228,7 +144,7 @@ class _Run:
     label: str
     resources: Resources
     folder: RunFolder
-    status: Literal["waiting", "running", "following", "busy", "done", "failed"] = "waiting"
+    status: Literal["waiting", "running", "following", "busy", "done", "failed", "cancelled"] = "waiting"
     before: State | None = None         # what lay there when we last started it
     lease: int = -1                     # the highest lease number then
     state: State | None = None          # the last one seen
@@ -274,14 +190,15 @@ class _Debug:
     """In this process, one run after another, under the debugger: what the target raises is not caught."""
 
     def __init__(self, places: Places, target: str) -> None:
-        self.places, self.function = places, _function(target)
+        self.places, self.function = places, function(target)
 
     def start(self, waiting: deque[list[_Run]]) -> list[_Started]:
         run = waiting[0].pop(0)
         if not waiting[0]:
             waiting.popleft()
         run.look()
-        self.function([run.file], self.places)
+        with on_signals(signal.SIGINT, signal.SIGTERM) as stop:
+            self.function([run.file], self.places, stop, None)
         return [_Started([run])]
 
     def ended(self, started: _Started) -> bool:
@@ -291,31 +208,15 @@ class _Debug:
         """The exception that brought us here has stopped it."""
 
 
-class _JobFolders:
-    """<runs>/_jobs/<time>-<process>-<n>, one for each job, so that no two share logs and pickles."""
-
-    def __init__(self, runs: Path) -> None:
-        self.root = runs / "_jobs"
-        self.stamp, self.n = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}", 0
-
-    def new(self) -> Path:
-        while True:
-            folder = self.root / f"{self.stamp}-{self.n}"
-            self.n += 1
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                return folder
-
-
 class _Local:
     """submitit's local jobs, bounded: each gets its share of the cores, or GPUs of its own."""
 
-    def __init__(self, places: Places, target: str, slots: int | None) -> None:
-        self.places, self.target, self.slots = places, target, slots
+    def __init__(self, places: Places, target: str, slots: int | None, submitted: dict[str, Any]) -> None:
+        self.places, self.target, self.slots, self.submitted = places, target, slots, submitted
         self.cores, self.gpus = usable_cores(), visible_gpus()
         self.load = dict.fromkeys(self.gpus, 0)
         self.used = Fraction(0)
-        self.folders = _JobFolders(places.runs)
+        self.folders = JobFolders(places.runs)
 
     def room(self, resources: Resources) -> tuple[tuple[str, ...], int, Fraction] | None:
         """(GPUs, threads, share of the machine) for one more job, or None while there is no room.
@@ -324,7 +225,7 @@ class _Local:
         that is continued tomorrow adds its floats in the same order.
         """
         wanted = min(len(self.gpus), 1 if resources.gpus is None else resources.gpus)
-        fit = len(self.gpus) // wanted if wanted else self.cores // resources.cpus
+        fit = len(self.gpus) // wanted if wanted else self.cores // (resources.cpus * (resources.processes or 1))
         slots = self.slots or max(1, fit)
         share = Fraction(1, slots)
         if self.used + share > 1:
@@ -340,13 +241,15 @@ class _Local:
         started = []
         while waiting and (room := self.room(waiting[0][0].resources)) is not None:
             runs, (gpus, threads, share) = waiting.popleft(), room
+            resources = runs[0].resources
             folder = self.folders.new()
             executor = submitit.LocalExecutor(folder)
             executor.update_parameters(timeout_min=YEAR, stderr_to_stdout=True)
-            task = Task(self.target, tuple(run.file for run in runs), self.places, True, gpus)
+            processes = resources.processes or max(1, len(gpus))
+            task = Task(self.target, tuple(run.file for run in runs), self.places, "local", self.submitted, gpus, processes)
             for run in runs:
                 run.look()
-            with _environment(threads), _deaf():
+            with _environment(max(1, threads // processes)), _deaf():
                 job = executor.submit(task)
             for gpu in gpus:
                 self.load[gpu] += 1
@@ -383,9 +286,10 @@ def _kill(started: _Started, number: int) -> None:
         return
     if number == signal.SIGKILL:
         with contextlib.suppress(OSError, ValueError):
-            pid, _, begun = (started.folder / "process").read_text().partition(" ")
-            if not process_gone(int(pid), begun):
-                os.kill(int(pid), number)
+            for line in (started.folder / "processes").read_text().splitlines():
+                pid, _, begun = line.partition(" ")
+                if not process_gone(int(pid), begun):
+                    os.kill(int(pid), number)
     with contextlib.suppress(ProcessLookupError):
         os.kill(int(started.job.job_id), number)
 
@@ -416,101 +320,36 @@ def _deaf() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Slurm:
-    """One job array per kind of resources, through submitit."""
-
-    not_ended = ("READY", "PENDING", "RUNNING", "UNKNOWN", "REQUEUED", "REQUEUE_HOLD", "COMPLETING",
-                 "CONFIGURING", "PREEMPTED", "SUSPENDED", "NODE_FAIL", "RESIZING")
-
-    def __init__(self, places: Places, target: str, slots: int | None, options: Mapping[str, Any]) -> None:
-        self.places, self.target, self.slots, self.options = places, target, slots, options
-        self.folders = _JobFolders(places.runs)
-        self.asked = time.monotonic()
-
-    def parameters(self, resources: Resources) -> dict[str, Any]:
-        """Of submitit.SlurmExecutor; `options` (the site's habits: partition, account, setup, ...) win."""
-        wanted: dict[str, Any] = {
-            "job_name": "bench", "time": max(1, math.ceil(resources.hours * 60)), "nodes": resources.nodes,
-            "ntasks_per_node": 1, "cpus_per_task": resources.cpus, "array_parallelism": self.slots or 256,
-            "signal_delay_s": 120, "stderr_to_stdout": True, "srun_args": ["--kill-on-bad-exit=1"],
-        }
-        if resources.gpus:
-            wanted["gpus_per_node"] = resources.gpus
-        if resources.memory_gb:
-            wanted["mem"] = f"{math.ceil(resources.memory_gb * 1024)}M"
-        return {**wanted, **self.options}
-
-    def start(self, waiting: deque[list[_Run]]) -> list[_Started]:
-        import submitit
-
-        groups: dict[Resources, list[list[_Run]]] = {}
-        while waiting:
-            runs = waiting.popleft()
-            groups.setdefault(runs[0].resources, []).append(runs)
-        started: list[_Started] = []
-        for resources, packs in groups.items():
-            folder = self.folders.new()
-            # To submitit every signal under a short limit is a time-out, and it gives up after this many.
-            executor = submitit.SlurmExecutor(folder / "%j", max_num_timeout=10_000)
-            for run in (run for runs in packs for run in runs):
-                run.look()
-            tasks = [Task(self.target, tuple(r.file for r in runs), self.places, False) for runs in packs]
-            try:
-                executor.update_parameters(**self.parameters(resources))
-                jobs = executor.submit_array(tasks)
-            except (submitit.core.utils.FailedJobError, ValueError) as error:
-                submitted = ", ".join(s.job.job_id for s in started) or "nothing"
-                raise BadInput(
-                    f"sbatch refused: {_last_line(str(error))} (submitted before that: {submitted})"
-                ) from error
-            for runs, job in zip(packs, jobs, strict=True):
-                started.append(_Started(runs, job, folder / job.job_id))
-        return started
-
-    def ended(self, started: _Started) -> bool:
-        """The result file first; then, at most every 10 s, the scheduler, whose answer comes late."""
-        if started.job.paths.result_pickle.exists():
-            return True
-        force = time.monotonic() - self.asked > 10
-        if force:
-            self.asked = time.monotonic()               # one call tells about all jobs
-        state = started.job.get_info(mode="force" if force else "cache").get("State", "UNKNOWN")
-        return state.partition(" ")[0] not in self.not_ended
-
-    def stop(self, started: Sequence[_Started]) -> None:
-        """They are the scheduler's and go on."""
-
-
 # -- the loop ----------------------------------------------------------------------------------------------
 
 
 def launch(
     jobs: Sequence[Job],
-    how: str = "auto",
+    how: str = "local",
     *,
     places: Places,
     wait: bool = True,
     slots: int | None = None,
     on_progress: Progress | None = None,
-    slurm: Mapping[str, Any] | None = None,
     target: str = TARGET,
     poll: float = 0.5,
+    tickets: Mapping[str, Submission] | None = None,
+    submitted: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Run jobs and say what became of each run.
+    """Run jobs to their end and say what became of each run.
 
-    how: "debug" (in this process), "local", "slurm" or "auto"; see `pick_launcher`.
-    wait: with slurm, stay until all runs have ended (without: return once submitted); everywhere, follow runs
-        that somebody else has until they end, and take them over where their owner dies.
-    slots: local jobs at a time; left out: as many as their GPUs, else their cores, have room for. With slurm:
-        array elements at a time.
+    how: "debug" (in this process) or "local" (processes of this machine, a few at a time).
+    wait: follow runs that somebody else has until they end, and take them over where their owner dies.
+    slots: local jobs at a time; left out: as many as their GPUs, else their cores, have room for.
     on_progress: called every `poll` seconds with (label, state) of every run, in the order given.
-    slurm: parameters of submitit.SlurmExecutor that win over the resources: partition, account, setup, ...
+    tickets: of the runs (by train id) that have been submitted by somebody else; others get one of their own.
+    submitted: the code that was submitted (bench.provenance), for the jobs to compare with theirs.
 
-    Raises BadInput where the launcher cannot be used or SLURM refuses. Ctrl-C stops local jobs (by SIGTERM, a
-    KeyboardInterrupt in them) and leaves SLURM's alone; the outcome then says `interrupted`.
+    Ctrl-C stops local jobs (by SIGTERM: they save first); the outcome then says `interrupted`.
     """
-    launcher, why = pick_launcher(how)
-    outcome = Outcome(launcher, why)
+    if how not in ("debug", "local"):
+        raise ValueError(f"{how!r} is not run from here; see bench/submit.py")
+    outcome = Outcome(how)
     packs = [
         [
             _Run(file, label, job.resources, RunFolder(places.runs, train_id).create())
@@ -519,13 +358,8 @@ def launch(
         for job in jobs
     ]
     starter: _Launcher
-    if launcher == "debug":
-        starter = _Debug(places, target)
-    elif launcher == "local":
-        starter = _Local(places, target, slots)
-    else:
-        starter = _Slurm(places, target, slots, slurm or {})
-    loop = _Loop(packs, places, starter, outcome, wait, on_progress, poll)
+    starter = _Debug(places, target) if how == "debug" else _Local(places, target, slots, dict(submitted or {}))
+    loop = _Loop(packs, places, starter, outcome, wait, on_progress, poll, dict(tickets or {}))
     with _stoppable():
         try:
             loop.run()
@@ -536,6 +370,11 @@ def launch(
             loop.stop()
             raise
     return loop.counted()
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)       # once: what is being tidied up is not interrupted again
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -556,11 +395,10 @@ class _Loop:
 
     def __init__(
         self, packs: list[list[_Run]], places: Places, launcher: _Launcher, outcome: Outcome, wait: bool,
-        on_progress: Progress | None, poll: float,
+        on_progress: Progress | None, poll: float, tickets: dict[str, Submission],
     ) -> None:
         self.places, self.launcher, self.outcome, self.wait = places, launcher, outcome, wait
-        self.on_progress, self.poll = on_progress, poll
-        self.leaving = outcome.launcher == "slurm" and not wait
+        self.on_progress, self.poll, self.tickets = on_progress, poll, tickets
         self.runs = [run for runs in packs for run in runs]
         self.waiting: deque[list[_Run]] = deque()
         self.started: list[_Started] = []
@@ -582,8 +420,6 @@ class _Loop:
         due = -math.inf
         while self.waiting or self.started or self.following:
             self.start()
-            if self.leaving:
-                break
             ended = [started for started in self.started if self.launcher.ended(started)]
             for started in ended:
                 self.started.remove(started)
@@ -597,6 +433,11 @@ class _Loop:
         self.report()
 
     def start(self) -> None:
+        for runs in list(self.waiting):
+            for run in [run for run in runs if self.cancelled(run)]:
+                runs.remove(run)
+            if not runs:
+                self.waiting.remove(runs)
         for started in self.launcher.start(self.waiting) if self.waiting else ():
             self.started.append(started)
             for run in started.runs:
@@ -605,7 +446,25 @@ class _Loop:
             if started.job is not None:
                 self.outcome.job_ids.append(started.job.job_id)
                 for run in started.runs:
-                    _point(run.folder, started, self.outcome.launcher)
+                    self.point(run, started)
+
+    def point(self, run: _Run, started: _Started) -> None:
+        """Leave in the run's folder where the job's own output is."""
+        folder = run.folder
+        ticket = self.tickets.get(folder.train_id) or submissions.claim(folder, "local", submissions.latest(folder))
+        if ticket is not None:
+            self.tickets[folder.train_id] = ticket.update(
+                job=started.folder.name, log=os.path.relpath(started.job.paths.stdout, folder.runs), runs=len(started.runs))
+
+    def cancelled(self, run: _Run) -> bool:
+        """Whether somebody has asked for its end (`bench cancel`); then it is marked so."""
+        if not ((ticket := self.tickets.get(run.folder.train_id)) and ticket.asked_to_end()):
+            return False
+        run.status = "cancelled"
+        state = run.folder.read_state()
+        if state is None or not state.ended:
+            _write_state(run, "cancelled", submissions.CANCELLED)
+        return True
 
     def busy(self, run: _Run) -> None:
         """Somebody else alive has it: stay with it until it ends, if we are to wait."""
@@ -638,7 +497,7 @@ class _Loop:
         begun: list[_Run] = []
         untouched: list[_Run] = []
         for run in started.runs:
-            if run.status != "running" or self.look(run, ours=False):
+            if run.status != "running" or self.look(run, ours=False) or self.cancelled(run):
                 continue
             if run.folder.owner(now) is not None:   # somebody was faster, or the task survived its controller
                 self.busy(run)
@@ -664,8 +523,8 @@ class _Loop:
 
     def fail(self, run: _Run, reason: str, started: _Started | None = None) -> None:
         run.status = "failed"
-        logs = [started.job.paths.stdout] if started and started.job else job_logs(run.folder)[:1]
-        tail = _tail(logs[0]) if started and logs else ()
+        logs = [started.job.paths.stdout] if started and started.job else submissions.logs(run.folder)[:1]
+        tail = submissions.tail(logs[0]) if started and logs else ()
         run.failure = Failure(run.label, run.folder.train_id, reason, logs[0] if logs else None, tail)
 
     def follow(self) -> None:
@@ -693,8 +552,6 @@ class _Loop:
     def stop(self) -> None:
         """After Ctrl-C: local jobs end; a run that could not say so itself is marked as cancelled."""
         self.launcher.stop(self.started)
-        if self.outcome.launcher == "slurm":
-            return
         for run in (run for started in self.started for run in started.runs if run.status == "running"):
             last = run.folder.last_lease()
             ours = last is not None and last.number > run.lease
@@ -703,10 +560,8 @@ class _Loop:
 
     def counted(self) -> Outcome:
         kinds = {"done": "done", "failed": "failed", "busy": "busy", "following": "busy"}
-        slurm = self.outcome.launcher == "slurm"
         for run in self.runs:
-            open_ones = "submitted" if slurm and run.status == "running" else "cancelled"
-            kind = kinds.get(run.status, open_ones)
+            kind = kinds.get(run.status, "cancelled")
             setattr(self.outcome, kind, getattr(self.outcome, kind) + 1)
             if run.failure is not None and run.status == "failed":
                 self.outcome.failures.append(run.failure)
@@ -720,7 +575,7 @@ def _result(started: _Started) -> tuple[bool, str]:
     """(it returned, else why not)."""
     if started.job is None:
         return True, ""
-    if not started.job.paths.result_pickle.exists() and not _is_slurm(started):
+    if not started.job.paths.result_pickle.exists():
         return False, "its process died (killed, or out of memory?)"
     from submitit.core.utils import FailedJobError
 
@@ -729,12 +584,8 @@ def _result(started: _Started) -> tuple[bool, str]:
         return True, ""
     if isinstance(error, FailedJobError):
         trace = str(error).split("-" * 22)[1]
-        return False, f"the job raised {_last_line(trace)}"
+        return False, f"the job raised {scheduler.last_line(trace)}"
     return False, f"its job ended as {started.job.state}"
-
-
-def _is_slurm(started: _Started) -> bool:
-    return type(started.job).__name__ == "SlurmJob"
 
 
 def _write_failed(run: _Run, reason: str) -> None:
@@ -747,38 +598,6 @@ def _write_state(run: _Run, phase: Literal["failed", "cancelled"], reason: str) 
         if (lease := run.folder.claim()) is not None:
             with lease:
                 old = run.folder.read_state()
-                kept = {"step": old.step, "steps": old.steps, "restarts": old.restarts} if old else {}
+                kept = {} if old is None else old.model_dump(include={"step", "steps", "restarts", "requeued"})
                 run.state = State(phase=phase, reason=reason, **kept)
                 run.folder.write_state(run.state)
-
-
-def _point(folder: RunFolder, started: _Started, launcher: str) -> None:
-    """Leave in the run's logs/ where the job's own output is; paths relative to the runs."""
-    output = started.job.paths.stdout
-    where = {"launcher": launcher, "job_id": started.job.job_id, "log": os.path.relpath(output, folder.runs)}
-    name = f"{time.time_ns()}-{started.folder.name}.json"
-    write_atomic(folder.logs / name, json.dumps(where) + "\n", sync=False)
-
-
-def job_logs(folder: RunFolder) -> list[Path]:
-    """The outputs of the jobs that were started for a run, newest first; of a whole pack each."""
-    found = []
-    for path in sorted(folder.logs.glob("[0-9]*.json"), reverse=True):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found.append(folder.runs / json.loads(path.read_text())["log"])
-    return found
-
-
-def _tail(path: Path) -> tuple[str, ...]:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ()
-    return tuple([line for line in text.splitlines() if line.strip()][-TAIL:])
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no answer"

@@ -8,10 +8,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from bench.errors import BadInput
+
+SECTIONS = ("slurm",)           # of the user's file, besides the places: bench/site.py
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Places:
     @classmethod
     def find(cls, **given: Path | None) -> Places:
         """Resolve every place; `given` are the command line's options. Raises BadInput for a faulty user file."""
-        file = _user_file()
+        file = user_settings()
         root = Path.cwd()
 
         def place(name: str, default: Path | None) -> Path | None:
@@ -54,18 +57,20 @@ def user_file() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "tokenizer-bench" / "config.yaml"
 
 
-def _user_file() -> dict[str, str]:
+def user_settings() -> dict[str, Any]:
+    """What the user's file says; {} without one. Raises BadInput for what is no mapping of known keys."""
     path = user_file()
     if not path.is_file():
         return {}
-    known = [f.name for f in fields(Places)]
+    paths = [f.name for f in fields(Places)]
+    known = ", ".join([*paths, *SECTIONS])
     try:
         content = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: not readable as YAML ({error}); mend or remove it") from error
     if not isinstance(content, dict):
-        raise BadInput(f"{path}: expected a mapping with the keys {', '.join(known)}")
+        raise BadInput(f"{path}: expected a mapping with the keys {known}")
     for key, value in content.items():
-        if key not in known or not isinstance(value, str):
-            raise BadInput(f"{path}: {key} = {value!r}: expected one of {', '.join(known)}, each a path")
+        if key not in SECTIONS and (key not in paths or not isinstance(value, str)):
+            raise BadInput(f"{path}: {key} = {value!r}: expected one of {known}; all but {', '.join(SECTIONS)} are paths")
     return content

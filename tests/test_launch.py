@@ -16,11 +16,14 @@ from pathlib import Path
 import pytest
 
 from bench import launch as launching
+from bench import scheduler
 from bench.errors import BadInput
-from bench.launch import Job, gpus_listed, job_logs, launch, pack, pick_launcher, visible_gpus
+from bench.jobs import Job, pack
+from bench.launch import gpus_listed, launch, pick_launcher, visible_gpus
 from bench.places import Places
 from bench.resources import Resources
 from bench.runs import RunFolder, State
+from bench.submissions import logs as job_logs
 
 ROOT = Path(__file__).parents[1]
 STUB = "stub_runs:execute_many"
@@ -85,7 +88,7 @@ def test_auto_takes_local_and_says_why_where_no_controller_answers(tmp_path, mon
 @pytest.mark.skipif(shutil.which("sbatch") is None, reason="SLURM is not installed here")
 def test_auto_takes_local_where_sbatch_is_installed_and_its_controller_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "nothing.conf"))
-    monkeypatch.setattr(launching, "PING_WITHIN", 1.0)
+    monkeypatch.setattr(scheduler, "PING_WITHIN", 1.0)
     name, why = pick_launcher("auto")
     assert name == "local" and "controller" in why
 
@@ -119,7 +122,7 @@ def test_launching_imports_neither_torch_nor_submitit():
 def local(places: Places, monkeypatch, cores: int, gpus: list[str], slots: int | None = None):
     monkeypatch.setattr(launching, "usable_cores", lambda: cores)
     monkeypatch.setattr(launching, "visible_gpus", lambda: gpus)
-    return launching._Local(places, STUB, slots)
+    return launching._Local(places, STUB, slots, {})
 
 
 def test_cores_are_shared_out_and_so_are_threads(places, monkeypatch):
@@ -178,7 +181,7 @@ def test_debug_lets_a_fault_of_the_harness_through(places):
 def test_ctrl_c_in_debug_ends_with_130_and_the_rest_unfinished(places, monkeypatch):
     import stub_runs
 
-    def interrupted(folder: RunFolder, do: str) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stub_runs, "_execute", interrupted)
@@ -255,7 +258,8 @@ def test_a_failure_of_an_earlier_day_is_not_taken_for_todays(places):
 LAUNCH = """
 import sys
 from pathlib import Path
-from bench.launch import Job, launch
+from bench.jobs import Job
+from bench.launch import launch
 from bench.places import Places
 root = Path(sys.argv[1])
 places = Places(root / "results", root / "reports", root / "runs", root / "cache")
@@ -278,7 +282,7 @@ def begun(places: Places, *train_ids: str) -> bool:
     return all((places.runs / train_id / "environment.json").exists() for train_id in train_ids)
 
 
-def test_ctrl_c_stops_the_jobs_marks_them_cancelled_and_the_next_launch_continues(places):
+def test_ctrl_c_stops_the_jobs_which_save_first_and_the_next_launch_continues(places):
     plan(places, {"a": "sleep:600", "b": "sleep:600", "c": "train"})
     process = launcher_process(places, "a", "b", "c")
     until(lambda: begun(places, "a", "b"), "both runs to begin")
@@ -287,7 +291,8 @@ def test_ctrl_c_stops_the_jobs_marks_them_cancelled_and_the_next_launch_continue
     assert (process.returncode, out) == (130, "done 0 cancelled 3\n")
     for train_id in "ab":
         folder = RunFolder(places.runs, train_id)
-        assert folder.read_state().phase == "cancelled" and folder.owner() is None
+        state = folder.read_state()
+        assert (state.phase, folder.owner()) == ("waiting", None) and "asked to end" in state.reason
         with pytest.raises(ProcessLookupError):
             os.kill(environment(places, train_id)["pid"], 0)
     jobs = plan(places, {"a": "train", "b": "train", "c": "train"}, pack=3)
@@ -360,36 +365,3 @@ def test_jobs_go_on_when_their_launcher_is_killed_and_the_next_one_follows_them(
     pid = environment(places, "a")["pid"]
     outcome = launch(plan(places, {"a": "train"}), "local", places=places, target=STUB)
     assert outcome.done == 1 and not outcome.job_ids and environment(places, "a")["pid"] == pid
-
-
-# -- slurm: what is asked for. Real submission is tested where a controller answers.
-
-
-def test_what_slurm_is_asked_for_follows_the_resources_and_the_sites_options_win(places):
-    launcher = launching._Slurm(places, STUB, 7, {"partition": "gpu", "time": 5})
-    wanted = launcher.parameters(Resources(gpus=2, cpus=8, memory_gb=1.5, hours=0.51))
-    assert (wanted["gpus_per_node"], wanted["cpus_per_task"], wanted["mem"]) == (2, 8, "1536M")
-    assert (wanted["array_parallelism"], wanted["partition"], wanted["time"]) == (7, "gpu", 5)
-    plain = launching._Slurm(places, STUB, None, {}).parameters(Resources(hours=0.51))
-    assert plain["time"] == 31 and "mem" not in plain and "gpus_per_node" not in plain
-
-
-def no_test_cluster() -> str:
-    """Why jobs are not submitted from here. Never to a real cluster unasked; without accounting a hard death is
-    never noticed (submitit reads sacct)."""
-    if os.environ.get("BENCH_TEST_SLURM") != "1":
-        return "submits real jobs; set BENCH_TEST_SLURM=1 where that is wanted"
-    if pick_launcher("auto")[0] != "slurm":
-        return "no SLURM controller answers here"
-    return "" if subprocess.run(["sacct", "-X"], capture_output=True).returncode == 0 else "no SLURM accounting here"
-
-
-@pytest.mark.skipif(bool(no_test_cluster()), reason=no_test_cluster())
-def test_slurm_runs_an_array_keeps_what_finished_and_shows_what_died(places, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    jobs = plan(places, {"a": "train", "b": "fail", "c": "die", "d": "train"}, pack=2, hours=1.0)
-    outcome = launch(jobs, "slurm", places=places, target=STUB)
-    assert (outcome.done, outcome.failed) == (2, 2)
-    assert {f.label for f in outcome.failures} == {"run b", "run c"}
-    again = launch(plan(places, {"a": "train"}), "slurm", places=places, target=STUB, wait=False)
-    assert (again.submitted, again.exit_code, len(again.job_ids)) == (1, 0, 1)

@@ -18,8 +18,9 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "binder", "cli", "curves", "errors", "files", "image_cache", "image_dataset", "image_files", "launch", "places", "plan",
-    "protocol", "provenance", "registry", "resources", "results", "run", "runs", "schema", "spec", "suite",
+    "binder", "checked", "cli", "curves", "drive", "errors", "failures", "files", "follow", "image_cache", "image_dataset",
+    "image_files", "jobs", "launch", "places", "plan", "protocol", "provenance", "registry", "resources", "results", "run",
+    "runs", "scheduler", "schema", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal",
     "weights", "yaml_lines"))}
 TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
@@ -29,17 +30,20 @@ PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", 
          "bench.trackers", "bench.discriminators", "implementations")
 #: the loop and below, from the bottom up: a file imports only from lines above its own
 LAYERS = [
-    {"bench.errors", "bench.resources", "bench.types", "bench.distributed", "bench.report.spec"},
-    {"bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.report.model"},
+    {"bench.errors", "bench.stopping", "bench.scheduler", "bench.resources", "bench.types", "bench.distributed",
+     "bench.report.spec", "bench.terminal"},
+    {"bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.jobs",
+     "bench.report.model"},
     {"bench.places", "bench.protocol", "bench.spec", "bench.code_histogram", "bench.per_image"},
-    {"bench.results", "bench.weights", "bench.image_files", "bench.optim"},
+    {"bench.results", "bench.weights", "bench.image_files", "bench.optim", "bench.site"},
     {"bench.runs", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
     {"bench.run", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
-     "bench.validate"},
-    {"bench.binder", "bench.build", "bench.launch"},
-    {"bench.suite"},
+     "bench.together", "bench.validate", "bench.submissions", "bench.task"},
+    {"bench.binder", "bench.build", "bench.launch", "bench.slurm"},
+    {"bench.suite", "bench.checked", "bench.submit"},
     {"bench.plan", "bench.schema"},
-    {"bench.execute"},
+    {"bench.execute", "bench.failures", "bench.follow"},
+    {"bench.drive"},
     {"bench.cli"},
     {"bench.__main__"},
 ]

@@ -1,0 +1,192 @@
+"""What is understood of SLURM's words, of tickets, of a site's habits and of failures; a real SLURM is in tests/slurm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import slurm, submissions
+from bench.errors import BadInput
+from bench.failures import _last_traceback, normalised
+from bench.jobs import pack
+from bench.places import Places
+from bench.resources import Resources
+from bench.runs import RunFolder, process_start
+from bench.scheduler import FINAL, PENDING, RUNNING, JobStatus, _elements
+from bench.site import SlurmSite, slurm_site
+from bench.terminal import duration
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# -- the scheduler's words
+
+
+def test_no_state_is_both_alive_and_over():
+    assert not set(PENDING) & set(RUNNING) and not set(RUNNING) & set(FINAL)
+    # a node's failure or a preemption is an end only in the accounting: in the queue it comes before the requeue
+    assert set(PENDING) & set(FINAL) == {"PREEMPTED", "NODE_FAIL"}
+    assert JobStatus("NODE_FAIL", queued=True).pending and JobStatus("NODE_FAIL", queued=False).ended
+
+
+@pytest.mark.parametrize("status, words", [
+    (JobStatus("FAILED", False, exit_code="0:9"), "SIGKILL (from outside, or out of memory)"),
+    (JobStatus("FAILED", False, exit_code="137:0"), "SIGKILL (from outside, or out of memory)"),
+    (JobStatus("FAILED", False, exit_code="0:11"), "ended by SIGSEGV"),
+    (JobStatus("FAILED", False, exit_code="3:0"), "it ended as FAILED with exit code 3"),
+    (JobStatus("OUT_OF_MEMORY", False, exit_code="0:125"), "raise resources.memory_gb"),
+    (JobStatus("TIMEOUT", False), "time limit"),
+    (JobStatus("", False), "no longer knows it"),
+])
+def test_an_end_is_told_in_words(status, words):
+    assert words in status.why()
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), min_size=1, max_size=5), st.booleans())
+def test_elements_listed_together_are_told_apart(ranges, limited):
+    parts = [f"{first}-{first + more}" if more else str(first) for first, more in ranges]
+    expected = [f"77_{i}" for first, more in ranges for i in range(first, first + more + 1)]
+    assert _elements(f"77_[{','.join(parts)}{'%3' if limited else ''}]") == expected
+
+
+def test_one_job_and_one_element_are_themselves():
+    assert _elements("12") == ["12"] and _elements("12_3") == ["12_3"]
+
+
+# -- a site's habits and the script
+
+
+def test_options_of_a_site_reach_the_script_and_resources_do_too(tmp_path, monkeypatch):
+    config = tmp_path / "config.yaml"
+    config.write_text("""
+slurm:
+  partition: gpu
+  gpu_type: a100
+  extra: [--reservation=paper, --exclusive, "#SBATCH --mail-user=me@here"]
+  setup: [module load cuda]
+  max_jobs: 5
+""")
+    monkeypatch.setenv("BENCH_CONFIG", str(config))
+    places = Places(tmp_path, tmp_path, tmp_path / "runs", tmp_path)
+    resources = Resources(gpus=4, nodes=2, cpus=6, memory_gb=1.5, hours=0.51)
+    [script] = slurm.scripts(pack([(f"{i}.json", f"{i}", f"{i}") for i in range(9)], resources), places, None)
+    for line in ("--array=0-8%5", "--partition=gpu", "--gpus-per-node=a100:4", "--nodes=2", "--ntasks-per-node=4",
+                 "--cpus-per-task=6", "--mem=1536M", "--time=31", "--reservation=paper", "--exclusive", "--requeue",
+                 "--mail-user=me@here", "--signal=USR2@120", "--open-mode=append"):
+        assert f"#SBATCH {line}\n" in script, line
+    assert "\nmodule load cuda\n" in script and "--kill-on-bad-exit=1 --cpus-per-task=6 " in script
+    [one] = slurm.scripts(pack([("0.json", "0", "0")], Resources(hours=1)), places, None)
+    assert "--array" not in one and "--gpus" not in one and "--mem=" not in one
+
+
+@pytest.mark.parametrize("content, sentence", [
+    ("slurm: {partitoin: gpu}", "slurm.partitoin: no such key; did you mean partition"),
+    ("slurm: [gpu]", "slurm = ['gpu']: expected a mapping with partition, account"),
+    ("slurm: {max_jobs: 0}", "slurm.max_jobs = 0: input should be greater than or equal to 1"),
+    ("slurm: {extra: [--time=4]}", "--time cannot be set here: it is the suite's resources.hours"),
+    ("slurm: {extra: [-p gpu]}", "'-p gpu' is not an sbatch option; write --name=value or --name"),
+    ("slurn: {}", "slurn = {}: expected one of"),
+])
+def test_a_faulty_habit_is_one_sentence_that_names_file_key_and_value(tmp_path, monkeypatch, content, sentence):
+    config = tmp_path / "config.yaml"
+    config.write_text(content)
+    monkeypatch.setenv("BENCH_CONFIG", str(config))
+    with pytest.raises(BadInput) as raised:
+        slurm_site()
+    assert str(raised.value).startswith(f"{config}: ") and sentence in str(raised.value)
+
+
+def test_without_a_users_file_a_site_has_no_habits(tmp_path, monkeypatch):
+    monkeypatch.setenv("BENCH_CONFIG", str(tmp_path / "none.yaml"))
+    assert slurm_site() == SlurmSite()
+
+
+# -- tickets
+
+
+def test_of_many_that_claim_at_once_one_gets_the_ticket(tmp_path):
+    folder = RunFolder(tmp_path, "a").create()
+    children = []
+    for _ in range(12):
+        if (child := os.fork()) == 0:
+            os._exit(0 if submissions.claim(folder, "slurm", None) is not None else 1)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0] + [1] * 11
+
+
+def test_a_ticket_that_was_given_back_is_taken_again_and_an_older_view_loses(tmp_path):
+    folder = RunFolder(tmp_path, "a").create()
+    first = submissions.claim(folder, "slurm", None)
+    assert submissions.claim(folder, "slurm", None) is None
+    first.withdraw()
+    assert submissions.latest(folder) is None
+    second = submissions.claim(folder, "slurm", None).update(job="12_3", cluster="c")
+    assert submissions.latest(folder).job == "12_3" and submissions.latest(folder).number == 1
+    assert submissions.claim(folder, "slurm", first) is None            # who decided before the second one was there
+    assert submissions.claim(folder, "slurm", second).number == 2
+
+
+def test_a_ticket_knows_whether_its_process_lives(tmp_path):
+    folder = RunFolder(tmp_path, "a").create()
+    ticket = submissions.claim(folder, "local", None)
+    assert ticket.process_alive is True
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    ticket = ticket.update(pid=sleeper.pid, started=process_start(sleeper.pid))
+    assert submissions.latest(folder).process_alive is True
+    sleeper.kill()
+    sleeper.wait()
+    assert submissions.latest(folder).process_alive is False
+    assert ticket.update(machine="another").process_alive is None
+
+
+def test_a_ticket_that_a_crash_tore_is_as_good_as_unwritten(tmp_path):
+    folder = RunFolder(tmp_path, "a").create()
+    submissions.claim(folder, "slurm", None)
+    (folder.jobs / "000000.claim").write_text('{"launcher": "sl')
+    assert submissions.latest(folder).ticket is None
+
+
+# -- failures
+
+
+TRACE = '''Traceback (most recent call last):
+  File "/home/a/bench/train.py", line 12, in train
+    step(x)
+  File "/home/a/implementations/vq.py", line 7, in forward
+    raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB at 0x7f00")
+RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB at 0x7f00
+'''
+
+
+def test_tracebacks_are_alike_whatever_the_line_size_or_machine():
+    other = TRACE.replace("/home/a", "/scratch/b").replace("line 12", "line 15").replace("2.00", "512.5").replace("7f00", "1a")
+    assert normalised(TRACE) == normalised(other)
+    assert normalised(TRACE) != normalised(TRACE.replace("in forward", "in backward"))
+    assert normalised(TRACE) != normalised(TRACE.replace("out of memory", "unknown error"))
+
+
+def test_the_last_traceback_of_a_log_is_found_without_what_the_scheduler_adds():
+    log = ["starting", *TRACE.splitlines(), "going on", *TRACE.replace("RuntimeError", "ValueError").splitlines(),
+           "srun: error: node1: task 0: Exited with exit code 1"]
+    found = _last_traceback(log)
+    assert found.endswith("ValueError: CUDA out of memory. Tried to allocate 2.00 GiB at 0x7f00")
+    assert _last_traceback(["starting", "killed"]) == ""
+
+
+@pytest.mark.parametrize("seconds, words", [(5, "5 s"), (99, "99 s"), (100, "2 min"), (3599, "60 min"), (7200, "2.0 h"),
+                                            (86400 * 3, "3.0 days")])
+def test_durations_are_short(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_what_plans_and_asks_loads_neither_torch_nor_submitit():
+    code = ("import sys, bench.plan, bench.submit, bench.drive, bench.failures, bench.follow, bench.task; "
+            "print([m for m in ('torch', 'submitit') if m in sys.modules])")
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) == "[]\n"
