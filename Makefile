@@ -9,7 +9,7 @@ ARGS   ?=
 
 OPTIONS = $(if $(RUN_ID),--name $(RUN_ID)) $(if $(filter True true 1,$(DEBUG)),--debug) $(ARGS)
 
-.PHONY: install quickstart test celeba ffhq lint clean
+.PHONY: install quickstart test test-slurm celeba ffhq lint clean
 
 install: $(VENV)/installed
 
@@ -23,6 +23,10 @@ quickstart: install
 
 test: install
 	$(BIN)/pytest $(ARGS)
+
+# On a SLURM cluster of our own that lives as long as the tests. `python3 tests/slurm_cluster.py missing` says what it lacks.
+test-slurm: install
+	$(BIN)/python tests/slurm_cluster.py run -- $(BIN)/pytest tests/slurm $(ARGS)
 
 # RUN_ID=my-name keeps results under another name; DEBUG=True runs ten batches; DATA=folder holds celeba/ and ffhq/.
 celeba: install
