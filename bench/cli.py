@@ -102,7 +102,7 @@ def _matching(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
         if not found:
             from bench.registry import did_you_mean
 
-            raise BadInput(f"--only {pattern}: no run's label or id matches{did_you_mean(pattern, [r.label for r in runs])}")
+            raise BadInput(f"--only {pattern}: no run's label or id matches{did_you_mean(pattern, [r.label for r in runs][:5])}")
         chosen |= {r.train_id: r for r in found}
     return [r for r in runs if r.train_id in chosen]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ Status = Literal["new", "resume", "measure", "pending", "running", "done", "stal
 TO_RUN = ("new", "resume", "measure", "failed", "cancelled")
 OPEN = ("pending", "running", "unknown")        # in somebody's hands, as far as is known
 ANEW = "anew"               # a file in the folder of a run that is trained again, whatever is recorded of it
+SETTLING = 60.0             # seconds that a network file system may take to show what a job wrote last
 SUBMITTING = 120.0          # seconds that a launcher may take from the ticket to the scheduler's answer
 
 
@@ -65,7 +67,10 @@ def plan(runs: Sequence[Run], places: Places, name: str) -> list[Planned]:
     found = [_Look(run, places, lines.get(run.train_id), speeds, now, collected) for run in runs]
     jobs = ask([job for look in found if (job := look.job_in_question()) is not None]) if any(
         look.job_in_question() for look in found) else {}
-    return [look.planned(jobs) for look in found]
+    # A job that has ended meanwhile may have finished its run since the folder was read.
+    again = [_Look(look.run, places, lines.get(look.run.train_id), speeds, now, collected)
+             if jobs and (job := jobs.get(look.job_in_question() or "")) is not None and job.ended else look for look in found]
+    return [look.planned(jobs) for look in again]
 
 
 class _Look:
@@ -172,6 +177,8 @@ class _Look:
             return None
         if job.state == "COMPLETED" and self.trained:
             return None                             # measured as far as was asked then
+        if job.state == "COMPLETED" and (job.over_since is None or time.time() - job.over_since < SETTLING):
+            return "running", f"{what} has ended; its folder does not say so yet"
         return "failed", _at_step(self.state if began else None, f"{what}: {job.why()}")
 
     def _superseded(self, submission: Submission) -> bool:

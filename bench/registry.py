@@ -42,6 +42,7 @@ REQUIRED = object()
 
 _entries: dict[tuple[str, str], Callable[..., Any]] = {}
 _included: list[Path] = []
+MOST_NAMED = 40             # names that one sentence lists
 
 
 def register(kind: str, name: str) -> Callable[[T], T]:
@@ -123,11 +124,12 @@ def source_file(kind: str, name: str) -> Path:
 
 
 def did_you_mean(word: str, among: Iterable[str]) -> str:
-    """'; did you mean X?' or '; known are A, B, C'."""
+    """'; did you mean X?' or '; known: A, B, C', of many the first ones."""
     among = sorted(among)
     if near := difflib.get_close_matches(str(word), among, n=1):
         return f"; did you mean {near[0]}?"
-    return f"; known: {', '.join(among)}" if among else ""
+    more = f" and {len(among) - MOST_NAMED} more" if len(among) > MOST_NAMED else ""
+    return f"; known: {', '.join(among[:MOST_NAMED])}{more}" if among else ""
 
 
 def resolve(kind: str, name: str) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ Every answer is advice. What a run's folder says (a record, a beating lease) alw
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -12,7 +13,8 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 PING_WITHIN = 5.0               # seconds SLURM's controller has to answer a ping
 ASK_WITHIN = 30.0               # seconds for a list of jobs; a busy controller may need some
@@ -43,6 +45,7 @@ class JobStatus:
     reason: str = ""            # why it waits, in SLURM's words
     exit_code: str = ""         # sacct's "code:signal"
     restarts: int = 0           # how often it was requeued
+    over_since: float | None = None     # seconds since 1970, from accounting; None: not over, or not accounted for yet
 
     @property
     def pending(self) -> bool:
@@ -194,18 +197,22 @@ def _squeue(bases: list[str]) -> dict[str, JobStatus] | None:
 
 def _sacct(bases: list[str]) -> dict[str, JobStatus] | None:
     """Jobs that have ended; what accounting believes to be alive is left out, since it hears of an end last."""
-    text, _ = _both(["sacct", "--noheader", "--parsable2", f"--jobs={','.join(bases)}", "--format=JobID,State,ExitCode"])
+    text, _ = _both(["sacct", "--noheader", "--parsable2", f"--jobs={','.join(bases)}",
+                     "--format=JobID,State,ExitCode,End"])
     if text is None:
         return None
     found: dict[str, JobStatus] = {}
     for line in text.splitlines():
-        job, state, code = (line.split("|") + [""] * 3)[:3]
+        job, state, code, end = (line.split("|") + [""] * 4)[:4]
         job, _, step = job.partition(".")
         state = state.partition(" ")[0]
         if not step and state in FINAL:
-            found |= {one: JobStatus(state, False, exit_code=code) for one in _elements(job)}
+            with contextlib.suppress(ValueError):
+                end = datetime.fromisoformat(end).timestamp()
+            over = end if isinstance(end, float) else None
+            found |= {one: JobStatus(state, False, exit_code=code, over_since=over) for one in _elements(job)}
         elif step == "0" and job in found and not code.endswith(":0"):
-            found[job] = JobStatus(found[job].state, False, exit_code=code)     # our processes: the job has only srun's code
+            found[job] = replace(found[job], exit_code=code)        # of our processes; the job has only srun's
     return found
 
 

@@ -8,18 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from commands import suite
 from hypothesis import given
 from hypothesis import strategies as st
+from stub_runs import execute_many
 
+from bench import plan as planning
 from bench import slurm, submissions
 from bench.errors import BadInput
 from bench.failures import _last_traceback, normalised
 from bench.jobs import pack
 from bench.places import Places
 from bench.resources import Resources
-from bench.runs import RunFolder, process_start
+from bench.runs import RunFolder, State, process_start
 from bench.scheduler import FINAL, PENDING, RUNNING, JobStatus, _elements
 from bench.site import SlurmSite, slurm_site
+from bench.suite import Suite
 from bench.terminal import duration
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,6 +156,95 @@ def test_a_ticket_that_a_crash_tore_is_as_good_as_unwritten(tmp_path):
     submissions.claim(folder, "slurm", None)
     (folder.jobs / "000000.claim").write_text('{"launcher": "sl')
     assert submissions.latest(folder).ticket is None
+
+
+# -- whom a plan believes: what is asked of the scheduler is real in tests/slurm; here its answers are late or wrong
+
+
+@pytest.fixture
+def submitted(tmp_path, monkeypatch):
+    """(run, its folder, plan with an answer): one run that job 12 was submitted for, and that has begun."""
+    path = tmp_path / "six.yaml"
+    path.write_text(yaml.safe_dump(suite(seeds=[0])))
+    places = Places(tmp_path / "results", tmp_path / "reports", tmp_path / "runs", tmp_path / "cache")
+    [run] = Suite.load(path).expand(places)
+    folder = RunFolder(places.runs, run.train_id).create()
+    submissions.claim(folder, "slurm", None).update(job="12", cluster="here")
+    folder.write_state(State(phase="training", step=3, steps=20))
+    monkeypatch.setattr(planning, "cluster_name", lambda: "here")
+
+    def plan(answer, meanwhile=lambda: None):
+        def ask(jobs):
+            assert list(jobs) == ["12"]
+            meanwhile()
+            return answer if answer is None else {"12": answer}
+
+        monkeypatch.setattr(planning, "ask", ask)
+        [found] = planning.plan([run], places, "six")
+        return found
+
+    return run, folder, plan
+
+
+def finish(run, folder) -> None:
+    """As a stub run does."""
+    (folder.path / "run.json").write_text(run.model_dump_json())
+    execute_many([str(folder.path / "run.json")], Places(*[folder.runs.parent / n for n in ("results", "reports", "runs", "cache")]))
+
+
+@pytest.mark.parametrize("answer", [JobStatus("FAILED", False, exit_code="1:0"), JobStatus("CANCELLED", False), JobStatus("", False),
+                                    JobStatus("RUNNING", True), JobStatus("PENDING", True), None])
+def test_no_answer_makes_a_finished_run_anything_but_done(submitted, answer):
+    run, folder, plan = submitted
+    finish(run, folder)
+    assert plan(answer).status == "done"
+
+
+@pytest.mark.parametrize("answer", [JobStatus("FAILED", False, exit_code="1:0"), JobStatus("", False), None])
+def test_a_lease_that_beats_is_running_whatever_the_scheduler_says(submitted, answer):
+    _, folder, plan = submitted
+    with folder.claim(job_id="here/12"):
+        assert plan(answer).status == "running"
+
+
+@pytest.mark.parametrize("answer", [JobStatus("COMPLETED", False), JobStatus("FAILED", False, exit_code="1:0")])
+def test_a_run_that_ends_between_reading_its_folder_and_asking_is_done(submitted, answer):
+    run, folder, plan = submitted
+    assert plan(answer, meanwhile=lambda: finish(run, folder)).status == "done"
+
+
+@pytest.mark.parametrize("answer, status, note", [
+    (JobStatus("PENDING", True, "BeginTime", restarts=2), "pending", "job 12, pending (BeginTime)"),
+    (JobStatus("NODE_FAIL", True), "pending", "job 12, node_fail"),
+    (JobStatus("RUNNING", True), "running", "job 12, starting"),
+    (JobStatus("COMPLETED", False), "running", "job 12 has ended; its folder does not say so yet"),
+    (JobStatus("COMPLETED", False, over_since=1.0), "failed", "job 12: it ended as COMPLETED, at step 3"),
+    (JobStatus("NODE_FAIL", False), "failed", "job 12: its node failed, at step 3"),
+    (JobStatus("CANCELLED", False), "cancelled", "job 12 was cancelled, at step 3"),
+    (JobStatus("", False), "failed", "job 12: the scheduler no longer knows it, at step 3"),
+    (None, "unknown", "job 12; the scheduler does not answer"),
+])
+def test_where_nobody_works_on_it_the_scheduler_is_believed(submitted, answer, status, note):
+    _, _, plan = submitted
+    found = plan(answer)
+    assert (found.status, found.note) == (status, note)
+    assert found.requeued == (answer.restarts if answer else 0)
+
+
+def test_a_job_of_another_cluster_is_not_asked_about_here(submitted, monkeypatch):
+    _, folder, plan = submitted
+    submissions.latest(folder).update(cluster="there")
+    monkeypatch.setattr(planning, "ask", None)
+    found = plan(JobStatus("", False))
+    assert (found.status, found.note) == ("unknown", "job 12 of the cluster there; ask there")
+
+
+def test_a_failure_after_the_ticket_is_told_and_an_older_one_is_not(submitted):
+    _, folder, plan = submitted
+    folder.write_state(State(phase="failed", step=5, steps=20, reason="the disk is full"))
+    assert (plan(JobStatus("COMPLETED", False)).status, plan(JobStatus("COMPLETED", False)).note) == ("failed", "the disk is full")
+    os.utime(folder.path / "state.json", (1, 1))
+    assert plan(JobStatus("PENDING", True)).status == "pending"
 
 
 # -- failures
