@@ -158,30 +158,42 @@ def gather(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def average_gradients(parameters: Sequence[Tensor]) -> None:
-    """Mean gradient over processes, in 32 MiB buckets of a fixed order.
+    """Mean gradient over processes, in buckets of about 32 MiB of a fixed order.
 
     A parameter that some process used gets the mean (absent gradients count as zero); one that no process used
-    keeps None, so that Adam skips it everywhere.
+    keeps None, so that Adam skips it everywhere. How many used it travels in the bucket and is read, which waits
+    for the device, only where a gradient is absent.
     """
     if world_size() == 1:
         return
-    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32)
-    _exchange(dist.all_reduce, used, group=_control)        # on the CPU: nobody waits for a GPU to know it
-    wanted = [p for p, n in zip(parameters, used.tolist(), strict=True) if n]
+    for bucket in _buckets(parameters):
+        present = [p.grad is not None for p in bucket]
+        users = torch.ones(len(bucket), device=bucket[0].device) if all(present) else bucket[0].new_tensor(present)
+        parts = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in bucket]
+        flat = torch.cat([*parts, users])
+        _exchange(dist.all_reduce, flat)
+        counts = flat[-len(bucket):].tolist() if not all(present) else [1] * len(bucket)
+        flat /= world_size()
+        means = flat[:-len(bucket)].split([part.numel() for part in parts])
+        for p, mean, count in zip(bucket, means, counts, strict=True):
+            if p.grad is not None:
+                p.grad.copy_(mean.view_as(p))
+            elif count:
+                p.grad = mean.view_as(p).clone()
+
+
+def _buckets(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive parameters, together of at least BUCKET_BYTES: the same on every process."""
     bucket: list[Tensor] = []
     size = 0
-    for i, p in enumerate(wanted):
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        bucket.append(p.grad)
-        size += p.grad.numel() * p.grad.element_size()
-        if size >= BUCKET_BYTES or i == len(wanted) - 1:
-            flat = torch.cat([g.flatten() for g in bucket])
-            _exchange(dist.all_reduce, flat)
-            flat /= world_size()
-            for g, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-                g.copy_(part.view_as(g))
+    for p in parameters:
+        bucket.append(p)
+        size += p.numel() * p.element_size()
+        if size >= BUCKET_BYTES:
+            yield bucket
             bucket, size = [], 0
+    if bucket:
+        yield bucket
 
 
 # -- decisions ---------------------------------------------------------------------------------------------------------

@@ -422,3 +422,37 @@ if __name__ == "__main__":
 
     torch.set_num_threads(1)
     serve()
+
+
+AVERAGE = """
+import sys
+import torch
+from bench import distributed
+distributed.BUCKET_BYTES = int(sys.argv[1])
+distributed.start()
+rank = distributed.rank()
+both, second, nobody, large = (torch.nn.Parameter(torch.zeros(n)) for n in (3, 2, 4, 40))
+both.grad = torch.full((3,), float(rank))
+large.grad = torch.arange(40.0) * (rank + 1)
+if rank == 1:
+    second.grad = torch.tensor([4.0, 6.0])
+distributed.average_gradients([both, second, nobody, large])
+assert both.grad.tolist() == [0.5] * 3, both.grad
+assert second.grad.tolist() == [2.0, 3.0], second.grad
+assert nobody.grad is None
+assert torch.equal(large.grad, torch.arange(40.0) * 1.5)
+distributed.stop()
+"""
+
+
+@pytest.mark.parametrize("bucket", [1, 60, 2**20])
+def test_gradients_are_averaged_and_what_nobody_used_keeps_none(bucket):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = [subprocess.Popen(
+        [sys.executable, "-c", AVERAGE, str(bucket)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    ) for rank in range(2)]
+    errors = [process.communicate(timeout=WAIT)[1] for process in group]
+    assert [process.returncode for process in group] == [0, 0], "".join(errors)
