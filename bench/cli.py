@@ -324,7 +324,8 @@ def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: 
 
     frame, places = opened.suite.frame, opened.places
     records = collect(opened.name, opened.runs, places)
-    tables, paths = _render(opened.name, frame.question, frame.report, records, places, figures=True)
+    tables, paths = ([], []) if driven.left else _render(
+        opened.name, frame.question, frame.report, records, places, figures=True)
     groups = group(driven.planned, places, opened.command)
     if as_json:
         print(json.dumps({

@@ -115,6 +115,7 @@ class Progress:
     def __init__(self, title: str) -> None:
         self.title = title
         self.said: dict[str, tuple[str, float]] = {}
+        self.counted = ""
         self.live: Live | None = None
 
     def __call__(self, planned: Sequence[Planned]) -> None:
@@ -128,6 +129,9 @@ class Progress:
             return
         for p in planned:
             self._say(p)
+        if len(planned) > LIVE_ROWS and (now := counts(planned)) != self.counted:
+            self.counted = now
+            notice.print(now)
 
     def _most_interesting(self, planned: Sequence[Planned]) -> Sequence[Planned]:
         if len(planned) <= LIVE_ROWS:
@@ -142,11 +146,11 @@ class Progress:
         changed = phase != before
         if not changed and (phase != "training" or time.monotonic() - when < SAY_EVERY):
             return
-        if p.status in ("new", "resume") or (p.status == "done" and not before):
-            return
         self.said[p.run.train_id] = (phase, time.monotonic())
+        if phase in ("new", "resume") or (not before and phase in ("pending", "done")):
+            return                              # nothing has happened to it yet, or nothing any more
         what = describe(p)
-        notice.print(Text(f"{p.run.label}: {phase if p.status == 'running' else p.status}" + (f", {what}" if what else "")))
+        notice.print(Text(f"{p.run.label}: {phase}" + (f", {what}" if what else "")))
 
     def close(self) -> None:
         if self.live is not None:
