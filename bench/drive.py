@@ -151,13 +151,18 @@ class _Collecting:
 
     def __init__(self, progress: Progress, name: str, places: Places) -> None:
         self.progress, self.name, self.places = progress, name, places
-        self.ended: set[str] = set()
+        self.ended: set[str] | None = None      # when the records were last joined
+        self.due = 0.0
 
     def __call__(self, planned: list[Planned]) -> None:
         ended = {p.run.train_id for p in planned if p.status not in OPEN}
-        if self.ended and ended - self.ended:
+        began = time.monotonic()
+        if self.ended is None:
+            self.ended = ended
+        elif ended - self.ended and began >= self.due:
             collect(self.name, [p.run for p in planned], self.places)
-        self.ended = ended or {""}
+            self.ended = ended
+            self.due = began + 10 * (time.monotonic() - began)      # of a thousand runs it takes a second
         self.progress(planned)
 
     def close(self) -> None:

@@ -106,6 +106,10 @@ def submit(
             done.queue = _start_queue(free, places, slots, target, facts, folder)
             done.job_ids.append(folder.name)
             done.runs, tickets = list(tickets), {}
+    except BadInput as refused:
+        if not done.job_ids:
+            raise
+        raise BadInput(f"{refused} (accepted before that, and going on: {', '.join(done.job_ids)})") from refused
     finally:
         for ticket in tickets.values():
             ticket.withdraw()

@@ -54,6 +54,7 @@ class Bench:
     cache: Path
     environment: dict[str, str] = field(default_factory=dict)
     stub: bool = True
+    root: Path = ROOT                       # the checkout whose code runs
 
     def write(self, content: dict, name: str = "six") -> Path:
         path = self.folder / f"{name}.yaml"
@@ -64,14 +65,14 @@ class Bench:
         added = {
             "BENCH_RESULTS": str(self.folder / "results"), "BENCH_REPORTS": str(self.folder / "reports"),
             "BENCH_RUNS": str(self.folder / "runs"), "BENCH_CACHE": str(self.cache), "OMP_NUM_THREADS": "1",
-            "BENCH_CONFIG": str(self.folder / "config.yaml"), "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+            "BENCH_CONFIG": str(self.folder / "config.yaml"), "PYTHONPATH": os.pathsep.join([str(self.root), str(self.root / "tests")]),
         }
         if self.stub:
             added |= {"BENCH_TARGET": STUB, "BENCH_STUB": json.dumps(do or {})}
         return os.environ | added | self.environment
 
     def start(self, *words: str, do: dict[str, str] | None = None) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", "bench", *words], cwd=ROOT, env=self.env(do), text=True,
+        return subprocess.Popen([sys.executable, "-m", "bench", *words], cwd=self.root, env=self.env(do), text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
     def __call__(self, *words: str, do: dict[str, str] | None = None, code: int = 0, seconds: float = 120) -> str:

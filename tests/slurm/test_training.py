@@ -22,6 +22,7 @@ from commands import ROOT, Bench, suite, until
 from kill_harness import run_differences
 from waiting import queued, release, show, slurm, squeue_state, submit
 
+from bench import submissions
 from bench.checkpoint import read_state
 from bench.curves import read_curves
 from bench.runs import RunFolder
@@ -251,3 +252,23 @@ def test_torchrun_does_the_same_without_a_scheduler(bench, undisturbed):
         done = subprocess.run([*command, *words], cwd=ROOT, env=bench.env(), capture_output=True, text=True, timeout=180)
         assert done.returncode == 0, done.stdout + done.stderr
     assert run_differences(bench.run_folder(path, "run"), theirs) == []
+
+
+def test_code_that_changed_between_submission_and_start_is_told(bench, tmp_path):
+    clone = tmp_path / "clone"
+    if subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)]).returncode:
+        pytest.fail("the tests of submission need the repository")
+    bench.root = clone
+    (bench.folder / "config.yaml").write_text("slurm: {extra: [--hold]}")
+    run = launched(bench, TOGETHER)
+    assert run.state() == "pending"
+    with (clone / "bench" / "train.py").open("a") as file:
+        file.write("\n# somebody could not wait\n")
+    slurm("scontrol", "release", run.job)
+    run.until_done()
+    facts = run.folder.record().provenance
+    assert (facts["dirty"] is True and set(facts["submitted"]) == {"diff", "dirty"}) or facts["submitted"] == {"diff": None}
+    [log] = submissions.logs(run.folder)
+    assert "this is not the code that was submitted" in log.read_text()
+    bench("run", str(run.path), "--launcher", "slurm")
+    assert "trained with code that changed after submission" in (bench.folder / "reports" / "six" / "table.md").read_text()
