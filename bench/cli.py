@@ -300,7 +300,7 @@ def _drive(
         planned = opened.planned()
         chosen = {r.train_id for r in _matching(opened.runs, only)}
         wanted = [p for p in planned if p.status in statuses and p.run.train_id in chosen]
-        drive.preflight(wanted, opened.places)
+        drive.preflight([p.run for p in wanted], opened.places)
         skipped, _ = _check(opened)
         if _decode([p.run for p in wanted], opened.places, leave_out):
             opened = _open(suite, overrides, name, include, debug, **given)     # other images, other ids
@@ -318,8 +318,8 @@ def _drive(
 
 
 def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: bool) -> None:
+    from bench.collect import collect
     from bench.failures import group
-    from bench.plan import collect
     from bench.terminal import counts, print_failures
 
     frame, places = opened.suite.frame, opened.places
@@ -410,8 +410,8 @@ def report(
     results: Results = None, reports: Reports = None, as_json: AsJson = False,
 ) -> None:
     """Render tables (and figures) from the stored records alone. Needs no torch, no data and no weights."""
+    from bench.collect import records_file, report_spec
     from bench.places import Places
-    from bench.plan import records_file, report_spec
     from bench.results import read_records
 
     places = Places.find(results=results, reports=reports)
@@ -436,8 +436,8 @@ def status(
     include: Include = None, debug: Debug = False, as_json: AsJson = False,
 ) -> None:
     """Show where each run is: from its folder first, whatever started it, and from the scheduler second."""
+    from bench.collect import others
     from bench.failures import group
-    from bench.plan import others
     from bench.terminal import Progress, print_failures, print_status, status_json
 
     opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)

@@ -12,13 +12,15 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench import scheduler
+from bench.collect import collect, remember_suite
 from bench.errors import BadInput
 from bench.files import write_atomic
 from bench.follow import follow
 from bench.jobs import packed
 from bench.launch import launch, pick_launcher
 from bench.places import Places
-from bench.plan import ANEW, OPEN, Planned, collect, plan, preflight, remember_suite, writable
+from bench.plan import ANEW, OPEN, Planned, plan
+from bench.preflight import preflight, writable
 from bench.results import Record
 from bench.run import Run
 from bench.runs import RunFolder

@@ -18,8 +18,8 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "binder", "checked", "cli", "curves", "drive", "errors", "failures", "files", "follow", "image_cache", "image_dataset",
-    "image_files", "jobs", "launch", "places", "plan", "protocol", "provenance", "registry", "resources", "results", "run",
+    "binder", "checked", "cli", "collect", "curves", "drive", "errors", "failures", "files", "follow", "image_cache", "image_dataset",
+    "image_files", "jobs", "launch", "places", "plan", "preflight", "protocol", "provenance", "registry", "resources", "results", "run",
     "runs", "scheduler", "schema", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal",
     "weights", "yaml_lines"))}
 TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
@@ -41,7 +41,8 @@ LAYERS = [
      "bench.together", "bench.validate", "bench.submissions", "bench.task"},
     {"bench.binder", "bench.build", "bench.launch", "bench.slurm"},
     {"bench.suite", "bench.checked", "bench.submit"},
-    {"bench.plan", "bench.schema"},
+    {"bench.collect", "bench.preflight", "bench.schema"},
+    {"bench.plan"},
     {"bench.execute", "bench.failures", "bench.follow"},
     {"bench.drive"},
     {"bench.cli"},

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.collect import report_spec
 from bench.places import Places
-from bench.plan import report_spec
 from bench.report.render import render_suite
 from bench.results import read_records
 
