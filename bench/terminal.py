@@ -150,7 +150,7 @@ class Progress:
         if phase in ("new", "resume") or (not before and phase in ("pending", "done")):
             return                              # nothing has happened to it yet, or nothing any more
         what = describe(p)
-        notice.print(Text(f"{p.run.label}: {phase}" + (f", {what}" if what else "")))
+        notice.print(Text(f"{p.run.label}: {phase}" + (f", {what}" if what not in ("", phase) else "")))
 
     def close(self) -> None:
         if self.live is not None:
