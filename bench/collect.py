@@ -42,7 +42,7 @@ def collect(name: str, runs: Sequence[Run], places: Places) -> list[Record]:
     if records:
         write_records(path, records)
         _collect_curves(path.with_name("curves.parquet"), runs, places, {r.train_id for r in records})
-    return records
+    return read_records(path)                   # in the file's order of keys: what is rendered now is rendered tomorrow
 
 
 def _collect_curves(path: Path, runs: Sequence[Run], places: Places, known: set[str]) -> None:
