@@ -174,3 +174,11 @@ def test_several_machines_are_refused_without_a_scheduler(bench):
     assert "several machines need --launcher slurm" in bench(*local(path), code=2)
     assert bench.states(path) == {"run": "new"}
 
+
+def test_a_report_after_a_run_is_the_same_when_it_is_rendered_again(bench):
+    path = bench.write(suite(seeds=[0, 1]))
+    bench(*local(path))
+    folder = bench.folder / "reports" / "six"
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    bench("report", str(path))
+    assert "table.md" in before and {p.name: p.read_bytes() for p in folder.iterdir()} == before
