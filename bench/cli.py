@@ -289,6 +289,11 @@ def _drive(
     from bench import drive
     from bench.registry import source_file
 
+    def takes(p: Planned) -> bool:
+        """Also a trained run whose measuring has failed or was cancelled, where only measuring is asked for."""
+        again = statuses == ("measure",) and p.status in ("failed", "cancelled")
+        return p.status in statuses or (again and p.record is not None and p.record.trained)
+
     for tracker in track or []:
         source_file("tracker", tracker)
     if drive.under_torchrun() and not drive.is_first():
@@ -299,7 +304,7 @@ def _drive(
         how, why = drive.pick(launcher)
         planned = opened.planned()
         chosen = {r.train_id for r in _matching(opened.runs, only)}
-        wanted = [p for p in planned if p.status in statuses and p.run.train_id in chosen]
+        wanted = [p for p in planned if takes(p) and p.run.train_id in chosen]
         drive.preflight([p.run for p in wanted], opened.places)
         skipped, _ = _check(opened)
         if _decode([p.run for p in wanted], opened.places, leave_out):
@@ -309,7 +314,7 @@ def _drive(
         if track:
             os.environ["BENCH_TRACK"] = ",".join(track)
         driven = drive.drive(
-            opened.suite, opened.runs, opened.places, planned, how=how, why=why, statuses=statuses, chosen=chosen,
+            opened.suite, opened.runs, opened.places, planned, how=how, why=why, takes=takes, chosen=chosen,
             skipped=skipped, slots=jobs, wait=how != "slurm" if wait is None else wait,
         )
     _show_driven(opened, driven, skipped, as_json)

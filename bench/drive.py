@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import signal
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from bench import scheduler
@@ -19,13 +20,13 @@ from bench.follow import follow
 from bench.jobs import packed
 from bench.launch import launch, pick_launcher
 from bench.places import Places
-from bench.plan import ANEW, OPEN, Planned, plan
+from bench.plan import ANEW, OPEN, TO_RUN, Planned, plan
 from bench.preflight import preflight, writable
 from bench.results import Record
 from bench.run import Run
 from bench.runs import RunFolder
 from bench.stopping import Interrupted, on_signals
-from bench.submit import Queue, submit
+from bench.submit import Queue, refuse, submit
 from bench.suite import Suite
 from bench.task import STOPPED, TARGET, function
 from bench.terminal import HereProgress, Progress, notice
@@ -56,38 +57,35 @@ class Driven:
 
     @property
     def exit_code(self) -> int:
-        """0 complete (or handed over), 1 some failed or were cancelled, 130 stopped by Ctrl-C."""
+        """0 complete (or handed over), 1 some failed, were cancelled or are not done, 130 stopped by Ctrl-C."""
         if self.interrupted:
             return 130
-        bad = ("failed", "cancelled")
-        return int(any(p.status in bad and p.run.train_id in self.chosen for p in self.planned) and not self.left)
+        return int(any(p.status in TO_RUN and p.run.train_id in self.chosen for p in self.planned) and not self.left)
 
 
 def drive(
     suite: Suite, runs: Sequence[Run], places: Places, planned: Sequence[Planned], *, how: str, why: str,
-    statuses: Collection[str], chosen: Collection[str], skipped: dict[str, str], slots: int | None, wait: bool,
+    takes: Callable[[Planned], bool], chosen: Collection[str], skipped: dict[str, str], slots: int | None, wait: bool,
 ) -> Driven:
-    """Take up the chosen runs of these statuses with launcher `how`, and wait for them and for those that are in
+    """Take up those of the chosen runs that `takes` says with launcher `how`, and wait for them and for those that are in
     somebody else's hands already.
     """
     name = suite.name
+    refuse([p.run.resources for p in planned if p.run.train_id in chosen and takes(p)], how)
     remember_suite(suite, places)
     for run in runs:
         if run.train_id in skipped:
             _record_skipped(run, skipped[run.train_id], places)
     concerned = [p for p in planned if p.run.train_id in chosen and p.run.train_id not in skipped]
-    todo = [p for p in concerned if p.status in statuses]
+    todo = [p for p in concerned if takes(p) and (p.status != "stale" or _set_aside(p, places, name))]
     theirs = [p for p in concerned if p.status in OPEN]
-    done = Driven(how, list(planned), [p.run.train_id for p in todo])
-    for p in todo:
-        if p.status == "stale":
-            _set_aside(RunFolder(places.runs, p.run.train_id))
+    done = Driven(how, list(planned), [p.run.train_id for p in (*todo, *(theirs if wait else ()))])
     if todo:
         notice.print(f"{name}: {len(todo)} of {len(runs)} runs to do, launcher {how} ({why})", markup=False)
     if how in ("debug", "torchrun"):
         _here(done, todo, name, places)
     elif todo or (theirs and wait):
-        _elsewhere(done, todo, theirs, name, places, statuses, slots, wait)
+        _elsewhere(done, todo, theirs, name, places, takes, slots, wait)
     done.planned = plan(runs, places, name)
     return done
 
@@ -103,26 +101,28 @@ def _here(done: Driven, todo: Sequence[Planned], name: str, places: Places) -> N
 
 
 def _elsewhere(
-    done: Driven, todo: Sequence[Planned], theirs: Sequence[Planned], name: str, places: Places, statuses: Collection[str],
-    slots: int | None, wait: bool,
+    done: Driven, todo: Sequence[Planned], theirs: Sequence[Planned], name: str, places: Places,
+    takes: Callable[[Planned], bool], slots: int | None, wait: bool,
 ) -> None:
     concerned = [p.run for p in (*todo, *theirs)]
     progress, queues = _Collecting(Progress(name), name, places), []
     try:
         for _ in range(ROUNDS):
             if todo:
-                handed = submit(packed(_run_files(todo, name, places)), done.launcher, places=places, slots=slots,
-                                before={p.run.train_id: p.submission if p.status != "stale" else None for p in todo}, target=target())
-                done.job_ids += handed.job_ids
-                queues += [handed.queue] if handed.queue is not None else []
+                before = {p.run.train_id: p.submission if p.status != "stale" else None for p in todo}
+                with on_signals(signal.SIGINT) as stop:         # nobody comes between a ticket and its job
+                    handed = submit(packed(_run_files(todo, name, places)), done.launcher, places=places, slots=slots,
+                                    before=before, target=target())
+                    done.job_ids += handed.job_ids
+                    queues += [handed.queue] if handed.queue is not None else []
+                if stop.is_set():
+                    raise KeyboardInterrupt
                 if handed.job_ids and done.launcher == "slurm":
                     notice.print(f"submitted {len(handed.runs)} runs in {len(handed.job_ids)} jobs", markup=False)
             if not wait:
                 done.left = True
                 return
-            queue = queues[-1] if queues else None
-            planned = follow(concerned, places, name, progress, goes_on=lambda queue=queue: queue is None or queue.alive())
-            todo = [p for p in planned if _never_begun(p, statuses)]
+            todo = [p for p in follow(concerned, places, name, progress) if _never_begun(p, takes)]
             if not todo:
                 return
     except KeyboardInterrupt:
@@ -133,10 +133,10 @@ def _elsewhere(
         progress.close()
 
 
-def _never_begun(p: Planned, statuses: Collection[str]) -> bool:
+def _never_begun(p: Planned, takes: Callable[[Planned], bool]) -> bool:
     """Nobody has it and nobody has failed at it: its owner is gone, or the job that held it died at another run."""
     shared = p.submission is not None and p.submission.ticket is not None and p.submission.ticket.runs > 1
-    return (p.status in ("new", "resume", "measure") and p.status in statuses) or (
+    return (p.status in ("new", "resume", "measure") and takes(p)) or (
         p.status == "failed" and shared and not p.began)
 
 
@@ -176,7 +176,11 @@ def _run_files(todo: Sequence[Planned], name: str, places: Places) -> list[tuple
     files = []
     for p in todo:
         file = RunFolder(places.runs, p.run.train_id).create().path / f"run-{name}.json"
-        write_atomic(file, p.run.model_dump_json(), sync=False)
+        try:
+            write_atomic(file, p.run.model_dump_json(), sync=False)
+        except OSError as error:
+            raise BadInput(f"{file}: cannot be written ({error.strerror}); mend that, or choose another folder of runs with "
+                           "--runs or BENCH_RUNS") from error
         files.append((str(file), p.run))
     return files
 
@@ -184,7 +188,7 @@ def _run_files(todo: Sequence[Planned], name: str, places: Places) -> list[tuple
 def _record_skipped(run: Run, reason: str, places: Places) -> None:
     folder = RunFolder(places.runs, run.train_id)
     there = folder.record()
-    if there is not None and there.state == "skipped" and there.reason == reason:
+    if there is not None and (there.trained or (there.state == "skipped" and there.reason == reason)):
         return
     folder.create().write_record(Record(
         train_id=run.train_id, label=run.label, state="skipped", reason=reason, debug=run.train.debug,
@@ -192,14 +196,24 @@ def _record_skipped(run: Run, reason: str, places: Places) -> None:
     ))
 
 
-def _set_aside(folder: RunFolder) -> None:
-    """A stale run is trained anew; what it came to with the old code stays, under `_stale`."""
-    if folder.path.is_dir():
-        aside = folder.runs / "_stale" / f"{folder.train_id}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _set_aside(p: Planned, places: Places, name: str) -> bool:
+    """A stale run is trained anew; what it came to with the old code stays, under `_stale`. False where somebody else has
+    taken the run up since it was planned."""
+    folder = RunFolder(places.runs, p.run.train_id)
+    [now] = plan([p.run], places, name)
+    if now.status != "stale" or folder.owner() is not None:
+        notice.print(f"{p.run.label}: left alone, somebody has taken it up", markup=False)
+        return False
+    if folder.path.is_dir() and not (folder.path / ANEW).exists():
+        aside = folder.runs / "_stale" / f"{folder.train_id}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         aside.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(folder.path, aside)
+        try:
+            os.rename(folder.path, aside)
+        except FileNotFoundError:               # another `retry --stale` was faster
+            return False
         notice.print(f"{folder.train_id}: the old run is kept in {aside}", markup=False)
     (folder.create().path / ANEW).touch()
+    return True
 
 
 # -- cancelling --------------------------------------------------------------------------------------------------------
@@ -214,8 +228,17 @@ def cancel(planned: Sequence[Planned], places: Places) -> Iterator[str]:
     local: list[RunFolder] = []
     for p in planned:
         folder, ticket = RunFolder(places.runs, p.run.train_id), p.submission.ticket if p.submission else None
+        if ticket is not None and ticket.launcher == "slurm" and ticket.cluster not in ("", scheduler.cluster_name()):
+            here = scheduler.cluster_name()
+            yield f"{p.run.label}: job {ticket.job} is of the cluster {ticket.cluster}" + (
+                "; cancel it there" if here else ", which does not answer; it was not cancelled")
+            continue
         if p.submission is not None:
-            p.submission.cancel()
+            try:
+                p.submission.cancel()
+            except OSError as error:
+                yield f"{p.run.label}: cannot be cancelled ({error.strerror})"
+                continue
         if ticket is not None and ticket.launcher == "slurm" and ticket.job is not None:
             slurm.append(ticket.job)
             if ticket.runs > 1:
@@ -229,7 +252,7 @@ def cancel(planned: Sequence[Planned], places: Places) -> Iterator[str]:
     _end_here(local)
     deadline = time.monotonic() + CANCEL_WITHIN
     while slurm and time.monotonic() < deadline and _queued(slurm):
-        time.sleep(0.5)
+        time.sleep(1.5)
 
 
 def _end_here(folders: Sequence[RunFolder]) -> None:

@@ -38,6 +38,7 @@ from bench.results import Record, Value
 from bench.run import Run, Wanted, data_key, open_images, streams
 from bench.runs import RunFolder, State, scheduler_job
 from bench.stopping import Interrupted, Stop
+from bench.submissions import latest
 from bench.together import asked_to_stop, claimed, end, stopping, together
 from bench.train import TrainState, train
 from bench.validate import validate
@@ -78,12 +79,21 @@ def execute_many(
     """
     leave = distributed.stop if distributed.start() else (lambda: None)
     include_from_environment()
+    unread: list[Exception] = []
     try:
         with stopping(stop) as stop:
             for file in run_files:
                 if asked_to_stop(stop):
                     raise Interrupted(stop.why)
-                run = Run.model_validate_json(Path(file).read_text())
+                try:
+                    run = Run.model_validate_json(Path(file).read_text())
+                except (OSError, ValueError) as error:      # its folder was removed, or other code wrote it
+                    log.error("%s cannot be executed: %s", file, error)
+                    unread.append(error)
+                    continue
+                if submitted is not None and _cancelled(run, places):
+                    log.info("%s: cancelled before it began", run.label)
+                    continue
                 try:
                     execute(run, places, stop=stop, submitted=submitted)
                 except Exception as error:      # recorded by execute; here it only must not stop the others
@@ -94,6 +104,14 @@ def execute_many(
         leave()
         raise
     leave()
+    if unread:
+        raise unread[0]
+
+
+def _cancelled(run: Run, places: Places) -> bool:
+    """Whether somebody has asked for the end of a run while its job was busy with others."""
+    ticket = from_main(lambda: latest(RunFolder(places.runs, run.train_id)))
+    return ticket is not None and ticket.cancelled
 
 
 def execute(
@@ -352,7 +370,7 @@ class _Story:
         """Which run this is, and with which code; what is left of an earlier life's failure goes."""
         self.folder.write_spec(self.spec.model_dump_json(indent=1))
         save_code(self.folder.code)
-        for old in self.folder.logs.glob("failure-rank*.txt"):
+        for old in self.folder.logs.glob("failure*.txt"):
             old.unlink(missing_ok=True)
 
     def restore(self, find: Callable[[], Sequence[Path]]) -> dict[str, Any] | None:

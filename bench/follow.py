@@ -9,26 +9,22 @@ from bench.places import Places
 from bench.plan import OPEN, Planned, plan
 from bench.run import Run
 
-SLOWLY = 2.0                # seconds between two looks where the scheduler is asked at each
+SLOWLY = 5.0                # seconds between two looks where the scheduler is asked at each
 QUICKLY = 0.5
 
 
 def follow(
-    runs: Sequence[Run], places: Places, name: str, show: Callable[[list[Planned]], None], *,
-    goes_on: Callable[[], bool] = lambda: True,
+    runs: Sequence[Run], places: Places, name: str, show: Callable[[list[Planned]], None],
 ) -> list[Planned]:
-    """How the runs stand once none is pending or running; `show` sees them after each look.
-
-    `goes_on` turns false where whoever works on them has ended; then this looks once more and returns.
-    """
+    """How the runs stand once none is pending or running; `show` sees them after each look."""
     stand = {p.run.train_id: p for p in plan(runs, places, name)}
     while True:
-        last = not goes_on()
+        began = time.monotonic()
         open_ones = [p.run for p in stand.values() if p.status in OPEN]
         stand |= {p.run.train_id: p for p in plan(open_ones, places, name)} if open_ones else {}
         show([stand[run.train_id] for run in runs])
-        if last or not any(p.status in OPEN for p in stand.values()):
+        if not any(p.status in OPEN for p in stand.values()):
             return [stand[run.train_id] for run in runs]
         slurm = any(p.submission is not None and p.submission.ticket is not None and p.submission.ticket.launcher == "slurm"
                     for p in stand.values() if p.status in OPEN)
-        time.sleep(SLOWLY if slurm else QUICKLY)
+        time.sleep(max(SLOWLY if slurm else QUICKLY, 5 * (time.monotonic() - began)))

@@ -76,7 +76,10 @@ class Outcome:
 
 
 def pick_launcher(name: str = "auto") -> tuple[str, str]:
-    """(launcher, why). `auto` takes SLURM only where a controller answers, else local."""
+    """(launcher, why). `auto` takes SLURM where a controller answers, and local where there is no cluster.
+
+    Raises BadInput where SLURM is asked for and not there, and where a cluster's controller is down.
+    """
     if name in ("debug", "local"):
         return name, "asked for"
     if name not in ("auto", "slurm"):
@@ -86,6 +89,8 @@ def pick_launcher(name: str = "auto") -> tuple[str, str]:
         if trouble:
             raise BadInput(f"--launcher slurm: {trouble}; --launcher local runs here")
         return "slurm", "asked for"
+    if trouble and scheduler.configured():      # a login node is not where a suite should train by mistake
+        raise BadInput(f"{trouble}; say --launcher slurm when it is back, or --launcher local to run here")
     return ("local", trouble) if trouble else ("slurm", "sbatch is here and the controller answers")
 
 
@@ -224,7 +229,10 @@ class _Local:
         Threads depend on the machine, the resources and `slots` only, not on how many jobs are left: a run
         that is continued tomorrow adds its floats in the same order.
         """
-        wanted = min(len(self.gpus), 1 if resources.gpus is None else resources.gpus)
+        asked = resources.per_node if resources.gpus is None else resources.gpus
+        wanted = min(len(self.gpus), asked)
+        if resources.processes and wanted < resources.processes:
+            wanted = 0                          # two processes on one GPU are refused by nccl: all on the CPU
         fit = len(self.gpus) // wanted if wanted else self.cores // (resources.cpus * (resources.processes or 1))
         slots = self.slots or max(1, fit)
         share = Fraction(1, slots)

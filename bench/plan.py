@@ -18,7 +18,7 @@ from bench.results import Record, Value, read_records, union
 from bench.run import Run
 from bench.runs import SILENT, Owner, RunFolder, State, server_time
 from bench.scheduler import JobStatus, ask, cluster_name
-from bench.submissions import CANCELLED, Submission, Ticket, latest
+from bench.submissions import CANCELLED, Submission, Ticket, latest, user
 
 Status = Literal["new", "resume", "measure", "pending", "running", "done", "stale", "failed", "cancelled", "skipped", "unknown"]
 TO_RUN = ("new", "resume", "measure", "failed", "cancelled")
@@ -102,7 +102,7 @@ class _Look:
         ticket = self.submission.ticket if self.submission is not None else None
         if ticket is None or ticket.launcher != "slurm" or ticket.job is None:
             return None
-        return ticket.job if ticket.cluster in ("", cluster_name()) else None
+        return ticket.job if cluster_name() in ("", ticket.cluster) or not ticket.cluster else None
 
     def planned(self, jobs: Mapping[str, JobStatus] | None) -> Planned:
         status, note = self.standing(jobs)
@@ -127,7 +127,7 @@ class _Look:
         if self.owner.quiet < SILENT or self.owner.job_id is None or not jobs:
             return False
         job = jobs.get(self.owner.job_id.rpartition("/")[2])
-        return job is not None and job.ended
+        return job is not None and (job.ended or job.pending)
 
     def _submitted(self, submission: Submission, jobs: Mapping[str, JobStatus] | None) -> tuple[Status, str] | None:
         """What follows from the newest ticket; None where it says nothing any more."""
@@ -135,6 +135,8 @@ class _Look:
         if self._superseded(submission):
             return None
         told = state is not None and (state.ended or state.phase == "cancelled") and self._newer("state.json", submission)
+        if told and state.phase == "done":
+            return None                             # it came to its end; what is lacking was asked for later
         if ticket is None or (ticket.job is None and not submission.process_alive):
             return ("pending", "being submitted") if self.now - submission.claimed < SUBMITTING and not (
                 ticket is not None and submission.process_alive is False) else None
@@ -142,7 +144,10 @@ class _Look:
             return "pending", f"being submitted by process {ticket.pid} on {ticket.host}"
         if told and state.phase == "failed":
             return "failed", state.reason or ""
-        if submission.cancelled or (told and state.phase == "cancelled"):
+        # What SLURM has, or may have, is not cancelled by the wish alone: scancel may have failed.
+        job = None if jobs is None or ticket.job is None else jobs.get(ticket.job)
+        kept = ticket.launcher == "slurm" and (job is None or not job.ended)
+        if (submission.cancelled and not kept) or (told and state.phase == "cancelled"):
             return "cancelled", _at_step(state, (state.reason if told and state.phase == "cancelled" else None) or CANCELLED)
         if ticket.launcher == "local":
             if submission.process_alive:
@@ -150,7 +155,7 @@ class _Look:
             if submission.process_alive is None:
                 return "unknown", f"in the queue of process {ticket.pid} on {ticket.host}; look there"
             return None
-        return self._on_slurm(submission, ticket, None if jobs is None else jobs.get(ticket.job))
+        return self._on_slurm(submission, ticket, job)
 
     def _on_slurm(self, submission: Submission, ticket: Ticket, job: JobStatus | None) -> tuple[Status, str] | None:
         what = f"job {ticket.job}"
@@ -164,6 +169,8 @@ class _Look:
             begun = "ending" if job.state == "COMPLETING" else "starting" if ticket.runs == 1 else "its other runs come first"
             return ("running" if ticket.runs == 1 else "pending"), f"{what}, {begun}"
         began = self._newer("state.json", submission)
+        if not job.state and ticket.user not in ("", user()):
+            return "unknown", f"{what} of {ticket.user}, which the scheduler does not show to others"
         if job.state == "CANCELLED":
             return "cancelled", _at_step(self.state if began else None, f"{what} was cancelled")
         if not job.state and not began:
@@ -211,7 +218,7 @@ class _Look:
             return state.phase, _at_step(state, state.reason or "")
         if weights or any(folder.checkpoints.glob("step-*.pt")):
             return "resume", _at_step(state, state.reason or "" if state is not None and state.phase == "waiting" else "")
-        return "new", ""
+        return ("stale", "its old run is aside; to be trained anew") if (folder.path / ANEW).exists() else ("new", "")
 
 
 def _at_step(state: State | None, sentence: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Resources(BaseModel):
@@ -11,7 +11,7 @@ class Resources(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     gpus: int | None = Field(
-        default=None, ge=0, description="GPUs of a run on each machine; left out: one where this machine has any")
+        default=None, ge=0, description="GPUs of a run on each machine; left out: one where this machine has any, with slurm none")
     nodes: int = Field(default=1, ge=1, description="machines of a job; more than one needs slurm")
     processes: int | None = Field(
         default=None, ge=1, description="processes of a run on each machine; left out: one per GPU, else one")
@@ -19,6 +19,12 @@ class Resources(BaseModel):
     memory_gb: float | None = Field(default=None, gt=0, description="memory; left out: what the site gives")
     hours: float = Field(default=24.0, gt=0, description="the scheduler's time limit; local jobs have none")
     pack: int = Field(default=1, ge=1, description="runs that one job runs one after another")
+
+    @model_validator(mode="after")
+    def _a_gpu_each(self) -> Resources:
+        if self.gpus and self.processes and self.processes > self.gpus:
+            raise ValueError(f"{self.processes} processes cannot share {self.gpus} GPUs: one GPU each, or gpus: 0")
+        return self
 
     @property
     def per_node(self) -> int:

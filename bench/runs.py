@@ -156,6 +156,12 @@ def machine() -> str:
         return socket.gethostname()
 
 
+def rebooted(before: str) -> bool:
+    """Whether `before`, a `machine()`, is this one before it was last started: nothing of it runs any more."""
+    then, now = before.split(" "), machine().split(" ")
+    return len(then) == len(now) == 3 and then[0] == now[0] and then[1] != now[1]
+
+
 def scheduler_job() -> tuple[str | None, int]:
     """This process's SLURM job, as `cluster/id` or `cluster/id_element`, and how often it was requeued."""
     env = os.environ
@@ -469,7 +475,8 @@ class RunFolder:
         if cluster != (os.environ.get("SLURM_CLUSTER_NAME") or scheduler.cluster_name() or "slurm"):
             return False
         told = scheduler.ask([job])
-        return bool(told) and job in told and told[job].ended
+        # One that it does not know at all may be of somebody whose jobs it does not show.
+        return bool(told) and job in told and told[job].ended and bool(told[job].state)
 
     def _sweep(self) -> None:
         """Remove what earlier owners were writing aside when they died; only owners write there."""

@@ -6,7 +6,6 @@ Every answer is advice. What a run's folder says (a record, a beating lease) alw
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import re
 import shutil
@@ -15,7 +14,9 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 
+CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 PING_WITHIN = 5.0               # seconds SLURM's controller has to answer a ping
 ASK_WITHIN = 30.0               # seconds for a list of jobs; a busy controller may need some
 CHUNK = 500                     # ids in one command line
@@ -91,9 +92,19 @@ def trouble() -> str | None:
     return None
 
 
-@functools.cache
+_shown: list[str] = []          # `scontrol show config`, once it has answered
+
+
 def _config() -> str:
-    return _output(["scontrol", "show", "config"]) or ""
+    if not _shown:
+        _shown.extend(filter(None, [_output(["scontrol", "show", "config"])]))
+    return _shown[0] if _shown else ""
+
+
+def configured() -> bool:
+    """Whether this machine belongs to a cluster, be its controller up or down."""
+    given = os.environ.get("SLURM_CONF")
+    return any(Path(file).is_file() for file in ([given] if given else CONFIGURATIONS))
 
 
 def cluster_name() -> str:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import os
 import socket
@@ -18,8 +19,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.files import write_atomic
-from bench.runs import RunFolder, machine, process_gone, process_start
+from bench.runs import STALE_AFTER, RunFolder, machine, process_gone, process_start, rebooted, server_time
 
+QUEUE_BEAT = "ready"        # in a local queue's folder: there once it has its tickets, and touched while it lives
 CANCELLED = "cancelled by `bench cancel`; `bench retry` continues it"
 
 
@@ -31,6 +33,7 @@ class Ticket(BaseModel):
     launcher: str                       # "slurm", "local"
     host: str
     machine: str
+    user: str = ""
     pid: int                            # of the launcher; then of the local queue
     started: str
     cluster: str = ""
@@ -56,10 +59,25 @@ class Submission:
 
     @property
     def process_alive(self) -> bool | None:
-        """Whether the process that stands behind it (the launcher, the local queue) lives; None: not to be seen from here."""
-        if self.ticket is None or self.ticket.machine != machine():
+        """Whether the process that stands behind it (the launcher, the local queue) lives; None: not to be seen from here.
+
+        A queue of another machine, or of this one before it was started anew, has ended once it beats no more.
+        """
+        if self.ticket is None:
             return None
-        return not process_gone(self.ticket.pid, self.ticket.started)
+        if self.ticket.machine == machine():
+            return not process_gone(self.ticket.pid, self.ticket.started)
+        if rebooted(self.ticket.machine) or (self.ticket.job is not None and self._silence() > STALE_AFTER):
+            return False
+        return None
+
+    def _silence(self) -> float:
+        """Seconds since the local queue last beat, by the file server's clock; 0 where that cannot be seen."""
+        try:
+            beaten = (self.folder.runs / "_jobs" / str(self.job) / QUEUE_BEAT).stat().st_mtime
+        except OSError:
+            return 0.0
+        return server_time(self.folder.path) - beaten
 
     def asked_to_end(self) -> bool:
         """Whether somebody has cancelled it, also since this was read."""
@@ -86,10 +104,18 @@ class Submission:
         return self.folder.jobs / f"{self.number:06d}.{kind}"
 
 
+def user() -> str:
+    """Whose tickets ours are; "" where nobody knows."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
 def claim(folder: RunFolder, launcher: str, after: Submission | None) -> Submission | None:
     """Take the next ticket of a run; None where somebody else has taken it since `after` was read."""
     number = 0 if after is None else after.number + 1
-    ticket = Ticket(launcher=launcher, host=socket.gethostname(), machine=machine(), pid=os.getpid(),
+    ticket = Ticket(launcher=launcher, host=socket.gethostname(), machine=machine(), user=user(), pid=os.getpid(),
                     started=process_start(os.getpid()) or "")
     path = folder.jobs / f"{number:06d}.claim"
     try:

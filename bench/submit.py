@@ -16,8 +16,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from bench.launch import STOP_WITHIN, launch
 from bench.places import Places
 from bench.provenance import provenance, save_code
 from bench.resources import Resources
-from bench.runs import RunFolder, machine, process_gone, process_start
+from bench.runs import BEAT_EVERY, RunFolder, machine, process_gone, process_start
 from bench.submissions import Submission
 from bench.task import TARGET
 
@@ -69,6 +70,12 @@ class Submitted:
     queue: Queue | None = None
 
 
+def refuse(resources: Iterable[Resources], how: str) -> None:
+    """Raises BadInput for what a launcher cannot give, before anything is touched."""
+    if how == "local" and (wide := [r.nodes for r in resources if r.nodes > 1]):
+        raise BadInput(f"resources.nodes = {wide[0]}: several machines need --launcher slurm")
+
+
 def submit(
     jobs: Sequence[Job], how: str, *, places: Places, before: Mapping[str, Submission | None], slots: int | None = None,
     target: str = TARGET,
@@ -78,30 +85,29 @@ def submit(
     before: the newest ticket of each run when it was decided to submit it. slots: local jobs, or array elements, at a
     time. Raises BadInput in SLURM's words where it refuses; tickets of jobs that it did not take are given back.
     """
-    if how == "local" and (wide := [job for job in jobs if job.resources.nodes > 1]):
-        raise BadInput(f"resources.nodes = {wide[0].resources.nodes}: several machines need --launcher slurm")
     done = Submitted()
     tickets: dict[str, Submission] = {}
-    free = []
-    for job in jobs:
-        for train_id in job.train_ids:
-            folder = RunFolder(places.runs, train_id).create()
-            if (ticket := submissions.claim(folder, how, before.get(train_id))) is None:
-                done.busy.append(train_id)
-            else:
-                tickets[train_id] = ticket
-        if (rest := _only(job, tickets)) is not None:
-            free.append(rest)
-    folder = JobFolders(places.runs).new()
-    save_code(folder)
-    code, facts = os.path.relpath(folder, places.runs), provenance()
     try:
+        free = []
+        for job in jobs:
+            for train_id in job.train_ids:
+                folder = RunFolder(places.runs, train_id).create()
+                if (ticket := submissions.claim(folder, how, before.get(train_id))) is None:
+                    done.busy.append(train_id)
+                else:
+                    tickets[train_id] = ticket
+            if (rest := _only(job, tickets)) is not None:
+                free.append(rest)
+        folder = JobFolders(places.runs).new()
+        save_code(folder)
+        code, facts = os.path.relpath(folder, places.runs), provenance()
         if how == "slurm":
             for job, spot in slurm.submit(free, places, slots, target, facts):
                 done.job_ids.append(spot.job)
-                for train_id in job.train_ids:
-                    tickets.pop(train_id).update(**dataclasses.asdict(spot), runs=len(job.train_ids), code=code)
-                    done.runs.append(train_id)
+                for ticket in [tickets.pop(train_id) for train_id in job.train_ids]:
+                    done.runs.append(ticket.folder.train_id)
+                    with contextlib.suppress(OSError):      # SLURM has it: a ticket without its number is still one
+                        ticket.update(**dataclasses.asdict(spot), runs=len(job.train_ids), code=code)
         elif free:
             done.queue = _start_queue(free, places, slots, target, facts, folder)
             done.job_ids.append(folder.name)
@@ -110,6 +116,9 @@ def submit(
         if not done.job_ids:
             raise
         raise BadInput(f"{refused} (accepted before that, and going on: {', '.join(done.job_ids)})") from refused
+    except OSError as error:
+        raise BadInput(f"{error.filename or places.runs}: cannot be written ({error.strerror}); mend that, or choose another "
+                       "folder of runs with --runs or BENCH_RUNS") from error
     finally:
         for ticket in tickets.values():
             ticket.withdraw()
@@ -140,11 +149,19 @@ def _start_queue(
     with (folder / "queue.log").open("ab") as log:
         process = subprocess.Popen([sys.executable, "-m", "bench.submit", str(folder)], stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log, start_new_session=True)
-    while not (folder / "ready").exists():      # until then the tickets are ours
+    while not (folder / submissions.QUEUE_BEAT).exists():      # until then the tickets are ours
         if process.poll() is not None:
             raise BadInput(f"the local queue ended at once: {scheduler.last_line((folder / 'queue.log').read_text())}")
         time.sleep(0.02)
     return Queue(process.pid, process_start(process.pid) or "", folder)
+
+
+def _beat(file: Path) -> None:
+    """Say that the queue lives, to those who cannot see its process."""
+    while True:
+        time.sleep(BEAT_EVERY)
+        with contextlib.suppress(OSError):
+            os.utime(file)
 
 
 def main() -> None:
@@ -159,7 +176,8 @@ def main() -> None:
             "code": os.path.relpath(folder, places.runs)}
     tickets = {i: ticket.update(**ours) for job in jobs for i in job.train_ids
                if (ticket := submissions.latest(RunFolder(places.runs, i))) is not None and ticket.ticket is not None}
-    write_atomic(folder / "ready", b"", sync=False)
+    write_atomic(folder / submissions.QUEUE_BEAT, b"", sync=False)
+    threading.Thread(target=_beat, args=(folder / submissions.QUEUE_BEAT,), name="beat", daemon=True).start()
     outcome = launch(jobs, "local", places=places, slots=given["slots"], target=given["target"], tickets=tickets,
                      submitted=given["submitted"])
     logging.info("%d done, %d failed, %d not finished", outcome.done, outcome.failed, outcome.cancelled + outcome.busy)

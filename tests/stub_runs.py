@@ -18,6 +18,7 @@ from bench.results import Record, Value
 from bench.run import Run, Wanted
 from bench.runs import RunFolder, State, scheduler_job
 from bench.stopping import Interrupted, Stop
+from bench.submissions import latest
 
 
 def execute_many(run_files: list[str], places: Places, stop: Stop | None = None, submitted: dict | None = None) -> None:
@@ -28,6 +29,8 @@ def execute_many(run_files: list[str], places: Places, stop: Stop | None = None,
         train_id = run.get("train_id") or Run.model_validate(run, strict=False).train_id
         told = json.loads(os.environ.get("BENCH_STUB", "{}"))
         folder = RunFolder(places.runs, train_id)
+        if submitted is not None and (ticket := latest(folder)) is not None and ticket.cancelled:
+            continue
         if os.environ.get("RANK", "0") != "0":
             folder.create()
             (folder.path / f"rank-{os.environ['RANK']}-of-{os.environ['WORLD_SIZE']}").touch()

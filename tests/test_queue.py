@@ -182,3 +182,36 @@ def test_a_report_after_a_run_is_the_same_when_it_is_rendered_again(bench):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     bench("report", str(path))
     assert "table.md" in before and {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_run_is_cancelled_also_while_its_job_is_busy_with_another_one(bench):
+    path = bench.write(suite(seeds=[0, 1], resources={"gpus": 0, "cpus": 1, "pack": 2}))
+    bench(*local(path, "--no-wait"), do={"*": "steps:40"})
+    at_step(bench.run_folder(path, "seed=0"), 1)
+    assert "1 of 1 cancelled" in bench("cancel", str(path), "--only", "seed=1")
+    bench.until_states(path, {"seed=0": "done", "seed=1": "cancelled"})
+    assert not steps_done(bench.run_folder(path, "seed=1"))
+
+
+def test_a_second_command_that_waited_for_a_failure_says_so(bench):
+    path = bench.write(suite(seeds=[0]))
+    bench(*local(path, "--no-wait"), do={"*": "fail:3"})
+    folder = bench.run_folder(path, "run")
+    if folder.read_state() is None or not folder.read_state().ended:
+        assert "the loss became NaN at step 3" in bench(*local(path), do={"*": "fail:3"}, code=1)
+
+
+def test_a_stale_run_that_somebody_has_taken_up_is_left_alone(bench):
+    path = bench.write(suite(seeds=[0]))
+    bench(*local(path))
+    folder = bench.run_folder(path, "run")
+    folder.write_record(folder.record().model_copy(update={"provenance": {"sources": "000000000000"}}))
+    both = [bench.start("retry", str(path), "--stale", "--launcher", "local", do={"*": "steps:10"}) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(list((bench.folder / "runs" / "_stale").iterdir())) == 1 and steps_done(folder) == list(range(1, 11))
+
+
+def test_more_processes_than_gpus_are_refused(bench):
+    path = bench.write(suite(seeds=[0, 1], resources={"gpus": 0, "cpus": 1, "processes": 2}))
+    assert "cannot share" in bench("check", str(path), "resources.gpus=1", code=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from stub_runs import execute_many
 
 from bench import plan as planning
-from bench import slurm, submissions
+from bench import runs, slurm, submissions
 from bench.errors import BadInput
 from bench.failures import _last_traceback, normalised
 from bench.jobs import pack
@@ -229,6 +230,57 @@ def test_where_nobody_works_on_it_the_scheduler_is_believed(submitted, answer, s
     found = plan(answer)
     assert (found.status, found.note) == (status, note)
     assert found.requeued == (answer.restarts if answer else 0)
+
+
+@pytest.mark.parametrize("answer", [JobStatus("FAILED", False), JobStatus("CANCELLED", False), JobStatus("", False),
+                                    JobStatus("RUNNING", True), None])
+def test_one_more_metric_of_a_finished_run_is_to_be_measured_whatever_became_of_its_job(submitted, answer):
+    run, folder, plan = submitted
+    finish(run, folder)
+    record = folder.record()
+    folder.write_record(record.model_copy(update={"values": dict(list(record.values.items())[:1])}))
+    (folder.checkpoints / "final.pt").touch()
+    found = plan(answer)
+    assert (found.status, found.note.split()[0]) == ("measure", "without")
+
+
+def test_a_wish_to_cancel_that_slurm_did_not_carry_out_is_not_shown_as_an_end(submitted):
+    _, folder, plan = submitted
+    submissions.latest(folder).cancel()
+    assert plan(JobStatus("PENDING", True)).status == "pending" and plan(None).status == "unknown"
+    assert plan(JobStatus("CANCELLED", False)).note == f"{submissions.CANCELLED}, at step 3"
+
+
+@pytest.mark.parametrize("answer, status", [(JobStatus("PENDING", True), "pending"), (JobStatus("RUNNING", True), "running")])
+def test_a_silent_owner_on_another_machine_is_gone_once_its_job_is_queued_again(submitted, monkeypatch, answer, status):
+    _, folder, plan = submitted
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(runs, "machine", lambda: "another")
+        lease = folder.claim(job_id="here/12")
+    lease._stop.set()
+    assert plan(answer).status == "running"
+    os.utime(lease.path, (time.time() - 60, time.time() - 60))
+    assert plan(answer).status == status
+
+
+def test_what_the_scheduler_hides_of_others_is_not_taken_for_ended(submitted):
+    _, folder, plan = submitted
+    submissions.latest(folder).update(user="somebody")
+    assert plan(JobStatus("", False)).status == "unknown" and plan(JobStatus("CANCELLED", False)).status == "cancelled"
+
+
+def test_a_queue_of_before_a_reboot_or_long_silent_elsewhere_has_ended(tmp_path):
+    folder = RunFolder(tmp_path, "a").create()
+    ticket = submissions.claim(folder, "local", None)
+    host, _, space = runs.machine().split(" ")
+    assert ticket.update(machine=f"{host} another-boot {space}").process_alive is False
+    there = ticket.update(machine="host boot space", job="queue-1")
+    beat = tmp_path / "_jobs" / "queue-1" / submissions.QUEUE_BEAT
+    beat.parent.mkdir(parents=True)
+    beat.touch()
+    assert there.process_alive is None
+    os.utime(beat, (1, 1))
+    assert there.process_alive is False
 
 
 def test_a_job_of_another_cluster_is_not_asked_about_here(submitted, monkeypatch):

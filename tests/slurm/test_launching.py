@@ -263,6 +263,7 @@ def test_a_controller_that_is_down_at_submission_is_said_at_once(cluster, bench)
     began = time.monotonic()
     said = bench("run", str(path), "--launcher", "slurm", code=2)
     assert "the controller does not answer" in said and time.monotonic() - began < 30
+    assert "--launcher local to run here" in bench("run", str(path), code=2)        # nothing is started by mistake
     cluster.start_daemon("slurmctld")
     assert set(bench.states(path).values()) == {"new"}
     bench("run", str(path), "--launcher", "slurm", "--wait")
