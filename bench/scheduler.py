@@ -6,11 +6,13 @@ Every answer is advice. What a run's folder says (a record, a beating lease) alw
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,6 +21,7 @@ from pathlib import Path
 CONFIGURATIONS = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 PING_WITHIN = 5.0               # seconds SLURM's controller has to answer a ping
 ASK_WITHIN = 30.0               # seconds for a list of jobs; a busy controller may need some
+SILENCE_HOLDS = 5.0             # seconds for which a controller that was found down is not asked again
 CHUNK = 500                     # ids in one command line
 
 #: states of a job that will still do something; in squeue only, since accounting may lag behind
@@ -92,13 +95,26 @@ def trouble() -> str | None:
     return None
 
 
-_shown: list[str] = []          # `scontrol show config`, once it has answered
+_shown = ""                     # what `scontrol show config` printed, once it has
+_down = -math.inf               # when the controller was last found down
+
+
+def _answers() -> bool:
+    """Whether the controller is up: a ping says so at once, where other commands try for many seconds."""
+    global _down
+    if time.monotonic() - _down < SILENCE_HOLDS:
+        return False
+    if " UP" in (_output(["scontrol", "ping"]) or ""):
+        return True
+    _down = time.monotonic()
+    return False
 
 
 def _config() -> str:
-    if not _shown:
-        _shown.extend(filter(None, [_output(["scontrol", "show", "config"])]))
-    return _shown[0] if _shown else ""
+    global _shown
+    if not _shown and _answers():
+        _shown = _output(["scontrol", "show", "config"]) or ""
+    return _shown
 
 
 def configured() -> bool:
@@ -192,6 +208,8 @@ def last_line(text: str) -> str:
 
 def _squeue(bases: list[str]) -> dict[str, JobStatus] | None:
     """Also jobs that ended within the last minutes, while the controller keeps them."""
+    if not _answers():
+        return None
     columns = "ArrayJobID:|,ArrayTaskID:|,State:|,RestartCnt:|,Reason:|"
     command = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(bases)}", f"--Format={columns}"]
     text, errors = _both(command)
