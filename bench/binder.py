@@ -14,6 +14,7 @@ from bench.errors import BadInput
 from bench.image_cache import open_split
 from bench.places import Places
 from bench.protocol import load_protocol
+from bench.protocol import wanted as wish_of
 from bench.registry import did_you_mean, signature
 from bench.resources import Resources
 from bench.results import Component, DataRecord
@@ -422,18 +423,18 @@ class Binder:
         except BadInput as error:
             self.problems[str(self.fail(("measure", "protocol"), measure.protocol, str(error)))] = None
             return None
-        wanted: list[Wanted] = []
+        limit = min(DEBUG_IMAGES, measure.images or DEBUG_IMAGES) if debug else measure.images
+        wanted: dict[str, Wanted] = {}                      # by value id: two protocols may mean the same
         for i, name in enumerate(measure.values):
-            if name not in protocol.values:
-                self.problems[str(self.fail(("measure", "values", i), name, f"protocol {protocol.name} has no such value"
-                                            f"{did_you_mean(name, protocol.values)}"))] = None
+            try:
+                wish = wish_of(name, protocol.name)
+            except BadInput as error:
+                self.problems[str(self.fail(("measure", "values", i), name, str(error)))] = None
                 continue
-            entry = dict(protocol.values[name])
-            metric = bind("metric", {"name": entry.pop("metric"), **entry}, ("protocol", name), self.fail)
-            needs = needed(signature("metric", metric.name).attributes, metric.kwargs)
-            limit = min(DEBUG_IMAGES, measure.images or DEBUG_IMAGES) if debug else measure.images
-            wanted.append(Wanted(name=name, protocol=protocol.name, spec=ValueSpec(
+            needs = needed(signature("metric", wish.metric.name).attributes, wish.metric.kwargs)
+            one = Wanted(name=name, protocol=wish.protocol.name, spec=ValueSpec(
                 train_id="", weights=measure.weights, data=test.fingerprint, images=limit,
-                prepare=protocol.prepare, metric=metric, networks={n: weight_identity(n, self.places) for n in needs},
-            )))
-        return None if self.problems else tuple(wanted)
+                prepare=wish.prepare, metric=wish.metric, networks={n: weight_identity(n, self.places) for n in needs},
+            ))
+            wanted.setdefault(one.spec.value_id, one)
+        return None if self.problems else tuple(wanted.values())

@@ -1,14 +1,16 @@
-"""One pass over a split: each image reconstructed once, rounded to 8 bits once, seen by each metric."""
+"""One pass over a split: each image reconstructed once, prepared once per protocol, seen by each metric."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,10 +21,13 @@ from bench import distributed
 from bench.errors import BadInput, Incompatible
 from bench.files import write_atomic
 from bench.interfaces import Metric, Tokenizer
+from bench.originals import Originals
+from bench.prepare import Prepared, to_8bit
 
 GRID_IMAGES = 32        # first images of the split, as in the reference's sample grid
 GRID_COLUMNS = 8        # pictures in a row: four originals, each beside its reconstruction
 GRID_BORDER = 2         # pixels around each picture
+EIGHT_BITS: Mapping[str, Any] = {"round": "8bit"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +49,23 @@ def measure(
     *,
     device: torch.device,
     batch_size: int,
+    prepare: Mapping[str, Mapping[str, Any]] | None = None,
+    cache: Path | None = None,
     grid: Callable[[Tensor, Tensor], None] | None = None,
+    keep: Callable[[int, Tensor], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Measured]:
     """Measure a tokenizer on a whole split: uint8 [n, 3, H, W], a memory map or a tensor on any device.
 
     The tokenizer is on `device`; it runs in eval mode, in its own precision without autocast, and gets its
     training modes back. Every process of the group calls this with the whole split, passes its contiguous
-    share, and gets the result for all of it. `grid` gets, on the main process, the first images and their
-    reconstructions (for `write_grid`). `progress(done, total)` follows each batch, in this process's images, and
-    is called equally often on every process.
+    share, and gets the result for all of it. `prepare` says for each metric how its protocol prepares images
+    (default: rounded to 8 bits). `grid` gets, on the main process, the first images and their reconstructions (for
+    `write_grid`). `keep(start, reconstructions)` gets each batch of this process, uint8 [b, 3, H, W]. `cache` is a
+    folder in which what metrics compute from the originals alone is kept by content, for the next tokenizer.
+    `progress(done, total)` follows each batch, in this process's images, and is called equally often on every process.
+
+    Where all reconstructions of the split are one and the same picture, each value says so in its details: constant.
 
     A metric that refuses the combination (Incompatible), and reconstructions that are not finite, give a
     reason instead of a number. Raises BadInput for an empty split or a pretrained network that cannot be had.
@@ -71,9 +83,14 @@ def measure(
             begun[name] = metric
         except Incompatible as error:
             reasons[name] = str(error)
+    ways = {name: (prepare or {}).get(name, EIGHT_BITS) for name in begun}
+    originals = Originals(images, cache)
+    originals.take(begun, ways, where)
 
-    # row 0: whose reconstruction is not finite; then a row of values per metric; last column: their number
-    table = torch.zeros(1 + len(begun), count + 1, dtype=torch.float64, device=where)
+    # row 0: whose reconstruction is not finite; row 1: whose is not that of this process's first image; then a row of
+    # values per metric; last column: their number
+    table = torch.zeros(2 + len(begun), count + 1, dtype=torch.float64, device=where)
+    first_seen: list[Tensor] = []
     first_few = min(count, GRID_IMAGES) if grid else 0
     shown = torch.zeros(2, first_few, *images.shape[1:], dtype=torch.uint8, device=where)
 
@@ -85,18 +102,25 @@ def measure(
                              f"{tuple(output.reconstruction.shape)}")
         table[0, start:stop] = (~output.reconstruction.isfinite().flatten(1).all(1)).double().to(where)
         original = original.to(where)
-        output = dataclasses.replace(output, reconstruction=to_8bit(output.reconstruction).to(where))
+        prepared = Prepared(original, output.reconstruction.to(where))
+        rounded = prepared(EIGHT_BITS)[1]
+        if not first_seen:
+            first_seen.append(rounded[0].clone())
+        table[1, start:stop] = (rounded != first_seen[0]).flatten(1).any(1).double()
         indices = torch.arange(start, stop, device=where)
         if start < first_few:
             part = slice(start, min(stop, first_few))
             shown[0, part] = original[: part.stop - start]
-            shown[1, part] = output.reconstruction[: part.stop - start]
-        for row, (name, metric) in enumerate(begun.items(), start=1):
+            shown[1, part] = rounded[: part.stop - start]
+        if keep is not None:
+            keep(start, rounded)
+        for row, (name, metric) in enumerate(begun.items(), start=2):
             if name in reasons:
                 continue
+            pictures, reconstruction = prepared(ways[name])
             try:
                 with _full_precision():
-                    values = metric.update(original, output, indices)
+                    values = metric.update(pictures, dataclasses.replace(output, reconstruction=reconstruction), indices)
             except Incompatible as error:
                 reasons[name] = str(error)
                 continue
@@ -122,6 +146,9 @@ def measure(
         distributed.from_main(lambda: grid(*shown))
     for others in reversed(distributed.gather_objects(reasons)):        # known where one process found it: known to all
         reasons |= others
+    originals.keep({name: metric for name, metric in begun.items() if name not in reasons}, ways, sums)
+    pictures = {hashlib.sha256(picture.cpu().numpy().tobytes()).digest() for picture in first_seen}
+    constant = count > 1 and not whole[1].any() and len(set().union(*distributed.gather_objects(pictures))) == 1
 
     broken = int(whole[0].sum())
     if broken:
@@ -130,9 +157,10 @@ def measure(
     measured: dict[str, Measured] = {}
     for name in metrics:
         if name not in reasons:
-            values_of_all = whole[1 + list(begun).index(name)]
+            values_of_all = whole[2 + list(begun).index(name)]
             per_image = values_of_all[:-1].copy() if values_of_all[-1] == count else None
-            measured[name] = _computed(begun[name], sums[name], count, per_image)
+            found = _computed(begun[name], sums[name], count, per_image)
+            measured[name] = dataclasses.replace(found, details=found.details | {"constant": 1.0}) if constant else found
         else:
             measured[name] = Measured(None, reasons[name], images=count)
     return measured
@@ -152,11 +180,6 @@ def _computed(metric: Metric, sums: Mapping[str, Tensor], images: int,
 def share(count: int, rank: int, world: int) -> tuple[int, int]:
     """First and one past the last image of a process: contiguous, each image once, as even as can be."""
     return count * rank // world, count * (rank + 1) // world
-
-
-def to_8bit(reconstruction: Tensor) -> Tensor:
-    """[-1, 1], clamped, to the nearest of 0..255 as uint8, halves up, as torchvision's save_image does."""
-    return reconstruction.float().clamp(-1, 1).mul_(127.5).add_(128.0).to(torch.uint8)
 
 
 def write_grid(path: Path, originals: Tensor, reconstructions: Tensor) -> None:

@@ -284,6 +284,7 @@ class _Story:
             metrics = {i: missing[i].spec.metric.partial()() for i in ids}
             found = measure(
                 state.model, test_images[:limit], metrics, device=self.device, batch_size=EVALUATE_BATCH,
+                prepare={i: missing[i].spec.prepare for i in ids}, cache=self.places.cache,
                 grid=self.write_grid, progress=self.measuring,
             )
             if weights == "average":

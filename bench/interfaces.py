@@ -182,15 +182,27 @@ class Metric(ABC):
     unit: ClassVar[str]                         # "dB", "" or "share" (shown as per cent)
     direction: ClassVar[Literal["higher", "lower", "none"]]
     decimals: ClassVar[int] = 4                 # shown; records keep every digit
-    needs: ClassVar[tuple[str, ...]] = ()       # names in bench/weights.py that keywords do not change
+    needs: ClassVar[tuple[str, ...]] = ()       # names in bench/weights.py; {keyword} stands for a keyword's value
+    caveats: ClassVar[tuple[str, ...]] = ()     # sentences: traps, and what it is not comparable with
+    originals: ClassVar[tuple[str, ...]] = ()   # names of `sums` that depend on the original images alone
 
     def begin(self, layout: TokenLayout, images: int, device: torch.device) -> None:
         """Once, before the first batch. `images` is the number in the whole split."""
 
+    def reference(self) -> str | None:
+        """After `begin`: what decides the sums named in `originals`, beside the pixels (networks, resizing). With it
+        they are computed once for all tokenizers and kept. None: they are not worth keeping."""
+        return None
+
+    def take_originals(self, sums: Mapping[str, Tensor] | None) -> None:
+        """The sums named in `originals` are known: begin with these (None: another process has them, begin with
+        zeros) and do not look at `images` any more."""
+
     @abstractmethod
     def update(self, images: Tensor, output: TokenizerOutput, indices: Tensor) -> Tensor | None:
-        """images and output.reconstruction are uint8 [B, 3, H, W] (clamped and rounded once), indices [B] are
-        positions in the split. Returns per-image values, float64 [B], where they exist."""
+        """images and output.reconstruction are [B, 3, H, W] in 0..255, clamped: uint8 where the protocol rounds to 8
+        bits, else float32. indices [B] are positions in the split. Returns per-image values, float64 [B], where they
+        exist."""
 
     @abstractmethod
     def sums(self) -> dict[str, Tensor]:

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from bench import distributed
 from bench.errors import BadInput, Incompatible
-from bench.evaluate import Measured, measure, share, to_8bit, write_grid
+from bench.evaluate import Measured, measure, share, write_grid
 from bench.interfaces import Metric, Quantizer, Tokenizer
 from bench.metrics.perplexity import Perplexity
 from bench.metrics.psnr import PSNR
 from bench.metrics.ssim import SSIM
 from bench.metrics.usage import Usage
+from bench.prepare import to_8bit
 from bench.types import QuantizerOutput, TokenizerOutput, TokenLayout
 
 CPU = torch.device("cpu")
