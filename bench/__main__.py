@@ -7,6 +7,7 @@ import sys
 
 def main() -> None:
     """Entry point of the console script and of `python -m bench`."""
+    import bench.cli_numbers  # noqa: F401  (adds its commands)
     from bench.cli import app
     from bench.errors import BadInput
 

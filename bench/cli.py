@@ -65,7 +65,7 @@ class Opened:
         return plan(self.runs, self.places, self.name)
 
 
-def _open(
+def open_suite(
     suite: str, overrides: list[str] | None = None, name: str | None = None, include: list[Path] | None = None,
     debug: bool = False, **given: Path | None,
 ) -> Opened:
@@ -91,7 +91,7 @@ def _open(
     return Opened(loaded, runs, places, tuple(words))
 
 
-def _matching(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
+def matching(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
     """Runs that any of the patterns names. Raises BadInput for a pattern that names none."""
     if not only:
         return list(runs)
@@ -151,7 +151,7 @@ def check(
     suite: SuiteArgument, overrides: Overrides = None, data: Data = None, include: Include = None, as_json: AsJson = False
 ) -> None:
     """Validate a suite completely: keys, types, and one build of each tokenizer on the meta device."""
-    opened = _open(suite, overrides, include=include, data=data)
+    opened = open_suite(suite, overrides, include=include, data=data)
     skipped, parameters = _check(opened)
     if as_json:
         print(json.dumps([{"train_id": r.train_id, "label": r.label, "parameters": parameters[r.train_id],
@@ -199,7 +199,7 @@ def show_plan(
     from bench.report.formats import Quick
     from bench.terminal import describe, status_json
 
-    opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
+    opened = open_suite(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
     if launcher == "slurm":
         skipped, _ = _check(opened)
     else:
@@ -207,7 +207,7 @@ def show_plan(
 
         skipped = {i: c.skip for i, c in known(opened.runs, opened.places).items() if c.skip}
     planned = opened.planned()
-    chosen = {r.train_id for r in _matching(opened.runs, only)} - skipped.keys()
+    chosen = {r.train_id for r in matching(opened.runs, only)} - skipped.keys()
     todo = [p for p in planned if p.status in TO_RUN and p.run.train_id in chosen]
     scripts = []
     if launcher == "slurm":
@@ -255,12 +255,25 @@ def run(
 @app.command("eval")
 def evaluate(
     suite: SuiteArgument, overrides: Overrides = None, launcher: Launcher = "auto", jobs: Jobs = None, wait: Wait = None,
+    save_npz: Annotated[Path | None, typer.Option(
+        "--save-npz", metavar="FOLDER", help="Also write the reconstructions of each trained run, as ADM's evaluator reads them.")] = None,
     only: Only = None, debug: Debug = False, name: Name = None, results: Results = None, reports: Reports = None,
     runs: Runs = None, data: Data = None, include: Include = None, as_json: AsJson = False,
 ) -> None:
     """Measure what is missing of trained runs; trains nothing."""
-    _drive(("measure",), suite, overrides, launcher, jobs, wait, False, None, only, debug, name, include, as_json,
-           results=results, reports=reports, runs=runs, data=data)
+    given = {"results": results, "reports": reports, "runs": runs, "data": data}
+    if save_npz is not None and wait is False:
+        raise BadInput("--save-npz needs the measured runs: leave out --no-wait, or save them once the jobs have ended")
+    _drive(("measure",), suite, overrides, launcher, jobs, wait if save_npz is None else True, False, None, only, debug, name,
+           include, as_json, **given)
+    if save_npz is not None:
+        from bench.samples import save_samples
+        from bench.terminal import Bars
+
+        opened = open_suite(suite, overrides, name, include, debug, **given)
+        with Bars("reconstructing with") as bars:
+            paths = save_samples(matching(opened.runs, only), opened.places, save_npz, progress=bars)
+        notice.print(f"written: {', '.join(map(str, paths))}", markup=False)
 
 
 @app.command()
@@ -299,18 +312,18 @@ def _drive(
     if drive.under_torchrun() and not drive.is_first():
         raise typer.Exit(drive.join())
     with drive.leading():
-        opened = _open(suite, overrides, name, include, debug, **given)
+        opened = open_suite(suite, overrides, name, include, debug, **given)
         drive.writable(opened.places)
         how, why = drive.pick(launcher)
         planned = opened.planned()
-        chosen = {r.train_id for r in _matching(opened.runs, only)}
+        chosen = {r.train_id for r in matching(opened.runs, only)}
         wanted = [p for p in planned if takes(p) and p.run.train_id in chosen]
         drive.preflight([p.run for p in wanted], opened.places)
         skipped, _ = _check(opened)
         if _decode([p.run for p in wanted], opened.places, leave_out):
-            opened = _open(suite, overrides, name, include, debug, **given)     # other images, other ids
+            opened = open_suite(suite, overrides, name, include, debug, **given)     # other images, other ids
             planned = opened.planned()
-            chosen = {r.train_id for r in _matching(opened.runs, only)}
+            chosen = {r.train_id for r in matching(opened.runs, only)}
         if track:
             os.environ["BENCH_TRACK"] = ",".join(track)
         driven = drive.drive(
@@ -325,11 +338,20 @@ def _drive(
 def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: bool) -> None:
     from bench.collect import collect
     from bench.failures import group
+    from bench.report.tables import terminal_table
+    from bench.reporting import Report, render
     from bench.terminal import counts, print_failures
 
     frame, places = opened.suite.frame, opened.places
     records = collect(opened.name, opened.runs, places)
-    tables, paths = ([], []) if driven.left else _render(
+    if opened.suite.frame.sanity and records and not (driven.left or driven.interrupted):
+        from bench.drive import measure_baselines
+
+        try:
+            measure_baselines(opened.name, opened.runs, opened.suite.baselines(), places)
+        except BadInput as error:               # a finished suite is rendered where its images are not, too
+            notice.print(f"sanity rows are not measured here: {error}", markup=False)
+    rendered = Report((), ()) if driven.left else render(
         opened.name, frame.question, frame.report, records, places, figures=True)
     groups = group(driven.planned, places, opened.command)
     if as_json:
@@ -337,11 +359,11 @@ def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: 
             "suite": opened.name, "launcher": driven.launcher, "jobs": driven.job_ids,
             "done": sum(r.state == "done" for r in records),
             "failed": {p.run.label: p.note for g in groups for p in g.planned},
-            "skipped": skipped, "report": [_relative(p) for p in paths],
+            "skipped": skipped, "report": [_relative(p) for p in rendered.paths],
         }, indent=1))
         return
-    for table in tables:
-        console.print(table)
+    for table in rendered.tables:
+        console.print(terminal_table(table))
     print_failures(groups)
     if driven.left:
         where = f"submitted: {', '.join(_shortened(driven.job_ids))}" if driven.job_ids else "somebody has them"
@@ -349,9 +371,9 @@ def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: 
     elif not driven.chosen:
         console.print("nothing to do" + (": every run is trained and measured" if all(
             p.status in ("done", "stale", "skipped") for p in driven.planned) else f": {counts(driven.planned)}"))
-    if paths:
-        console.print(f"report: {_relative(places.reports / opened.name)}/ ({', '.join(sorted(p.name for p in paths))})",
-                      highlight=False)
+    if rendered.paths:
+        folder = places.reports / opened.name
+        console.print(f"report: {_relative(folder)}/ ({_names(rendered.paths, folder)})", highlight=False)
 
 
 def _shortened(jobs: Sequence[str]) -> list[str]:
@@ -392,20 +414,13 @@ def _decode(runs: Sequence[Run], places: Places, leave_out: bool) -> bool:
     return changed
 
 
-def _render(name: str, question: str, report: Any, records: list[Any], places: Places, *, figures: bool) -> tuple[list[Any], list[Path]]:
-    """(tables for the terminal, files written or kept)."""
-    from bench.report.render import build_tables, render_tables
-    from bench.report.tables import terminal_table
-
-    if not records:
-        return [], []
-    tables = build_tables(name, records, report)
-    paths = list(render_tables(name, tables, question, places.reports))
-    if figures:
-        from bench.report.figures import render_figures
-
-        paths += render_figures(name, records, report, places.results / name / "curves.parquet", places.reports)
-    return [terminal_table(t) for t in tables], paths
+def _names(paths: Sequence[Path], folder: Path) -> str:
+    """What a report is made of: files by name, folders by how many they hold."""
+    inside: dict[str, int] = {}
+    for path in paths:
+        first = path.relative_to(folder).parts[0]
+        inside[first] = inside.get(first, 0) + 1
+    return ", ".join(f"{first}/ with {n} files" if (folder / first).is_dir() else first for first, n in sorted(inside.items()))
 
 
 @app.command()
@@ -417,6 +432,8 @@ def report(
     """Render tables (and figures) from the stored records alone. Needs no torch, no data and no weights."""
     from bench.collect import records_file, report_spec
     from bench.places import Places
+    from bench.report.tables import terminal_table
+    from bench.reporting import render
     from bench.results import read_records
 
     places = Places.find(results=results, reports=reports)
@@ -424,13 +441,14 @@ def report(
     records = read_records(records_file(places, name))
     if not records:
         raise BadInput(f"{records_file(places, name)}: there are no records of {name} yet; `bench run {suite}` makes them")
-    tables, paths = _render(name, question, spec, records, places, figures=figures)
+    rendered = render(name, question, spec, records, places, figures=figures)
     if as_json:
-        print(json.dumps({"suite": name, "files": [_relative(p) for p in paths]}, indent=1))
+        print(json.dumps({"suite": name, "files": [_relative(p) for p in rendered.paths]}, indent=1))
         return
-    for table in tables:
-        console.print(table)
-    console.print(f"report: {_relative(places.reports / name)}/ ({', '.join(sorted(p.name for p in paths))})", highlight=False)
+    for table in rendered.tables:
+        console.print(terminal_table(table))
+    folder = places.reports / name
+    console.print(f"report: {_relative(folder)}/ ({_names(rendered.paths, folder)})", highlight=False)
 
 
 @app.command()
@@ -445,8 +463,8 @@ def status(
     from bench.failures import group
     from bench.terminal import Progress, print_failures, print_status, status_json
 
-    opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
-    chosen = _matching(opened.runs, only)
+    opened = open_suite(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
+    chosen = matching(opened.runs, only)
     if watch:
         from bench.follow import follow
 
@@ -477,8 +495,8 @@ def cancel(
     from bench.drive import cancel as stop
     from bench.plan import OPEN, plan
 
-    opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
-    chosen = _matching(opened.runs, only)
+    opened = open_suite(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
+    chosen = matching(opened.runs, only)
     planned = [p for p in plan(chosen, opened.places, opened.name) if p.status in OPEN]
     for sentence in stop(planned, opened.places):
         notice.print(sentence, markup=False)
@@ -504,9 +522,9 @@ def logs(
     from bench.runs import RunFolder
     from bench.submissions import logs as job_logs
 
-    opened = _open(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
+    opened = open_suite(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
     found, places = opened.runs, opened.places
-    matching = [r for r in found if which in (r.train_id, r.label)] or _matching(found, [which])
+    matching = [r for r in found if which in (r.train_id, r.label)] or matching(found, [which])
     if len(matching) != 1:
         raise BadInput(f"{suite}: {len(matching)} runs match {which!r}{did_you_mean(which, [r.label for r in matching])}")
     folder = RunFolder(places.runs, matching[0].train_id)
@@ -561,7 +579,7 @@ def prepare(
     from bench.run import open_images
     from bench.weights import download, missing
 
-    opened = _open(suite, overrides, include=include, data=data)
+    opened = open_suite(suite, overrides, include=include, data=data)
     found, places = opened.runs, opened.places
     fetched = False
     for dataset in {r.train.dataset.name: r for r in found}.values():
@@ -578,7 +596,7 @@ def prepare(
         download(network, places)
         fetched = True
     if fetched:
-        opened = _open(suite, overrides, include=include, data=data)
+        opened = open_suite(suite, overrides, include=include, data=data)
     _decode(opened.runs, places, leave_out)
     console.print(f"{opened.name}: images and weights are ready")
 

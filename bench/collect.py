@@ -40,8 +40,12 @@ def collect(name: str, runs: Sequence[Run], places: Places) -> list[Record]:
             }))
     records = union(read_records(path), found)
     if records:
+        from bench.diagnostics import collect_diagnostics
+
         write_records(path, records)
-        _collect_curves(path.with_name("curves.parquet"), runs, places, {r.train_id for r in records})
+        known = {r.train_id for r in records}
+        _collect_curves(path.with_name("curves.parquet"), runs, places, known)
+        collect_diagnostics(name, [run for run in runs if run.train_id in known], places)
     return read_records(path)                   # in the file's order of keys: what is rendered now is rendered tomorrow
 
 

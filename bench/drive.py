@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from bench import scheduler
 from bench.collect import collect, remember_suite
@@ -29,7 +30,7 @@ from bench.stopping import Interrupted, on_signals
 from bench.submit import Queue, refuse, submit
 from bench.suite import Suite
 from bench.task import STOPPED, TARGET, function
-from bench.terminal import HereProgress, Progress, notice
+from bench.terminal import Bars, HereProgress, Progress, notice
 
 __all__ = ["Driven", "cancel", "drive", "is_first", "join", "leading", "pick", "preflight", "under_torchrun", "writable"]
 
@@ -214,6 +215,14 @@ def _set_aside(p: Planned, places: Places, name: str) -> bool:
         notice.print(f"{folder.train_id}: the old run is kept in {aside}", markup=False)
     (folder.create().path / ANEW).touch()
     return True
+
+
+def measure_baselines(name: str, runs: Sequence[Run], asked: Sequence[Any], places: Places) -> list[Record]:
+    """A suite's sanity rows, on this machine; those that are measured already are not measured again."""
+    from bench.sanity import measure_sanity
+
+    with Bars("sanity row") as bars:
+        return measure_sanity(name, runs, asked, places, progress=bars)
 
 
 # -- cancelling --------------------------------------------------------------------------------------------------------

@@ -301,7 +301,7 @@ class _Story:
         return Value(
             name=wanted.name, metric=wanted.spec.metric.name, number=measured.number, unit=attributes["unit"],
             direction=attributes["direction"], images=measured.images, protocol=wanted.protocol,
-            keywords=wanted.spec.metric.kwargs, settings=wanted.settings(), details=measured.details,
+            keywords=wanted.spec.metric.content()["kwargs"], settings=wanted.settings(), details=measured.details,
             reason=measured.reason,
         )
 

@@ -35,7 +35,8 @@ class Prepared:
             keywords = {"size": (size, size), "mode": how["filter"], "antialias": how["antialias"], "align_corners": False}
             reconstruction = functional.interpolate(reconstruction.float(), **keywords)
             unrounded = functional.interpolate(to_model(originals), **keywords)
-            return to_range(unrounded, how["round"]), to_range(reconstruction, how["round"])
+            originals = unrounded.add_(1.0).mul_(127.5) if how["originals"] == "resized" else to_range(unrounded, how["round"])
+            return originals, to_range(reconstruction, how["round"])
         if how["round"] == "truncate":
             originals = to_range(to_model(originals), "truncate")
         return originals, to_range(reconstruction, how["round"])
@@ -52,8 +53,8 @@ def to_range(images: Tensor, rounding: str) -> Tensor:
         case "8bit":
             return to_8bit(images)
         case "truncate":
-            # in this order, in float32: (x + 1) / 2 * 255 cast to uint8 takes 1 from a quarter of all 8-bit values, and
-            # so it does in the published code
+            # in this order, in float32: (x + 1) / 2 * 255 cast to uint8 takes 1 from 95 of the 256 values, and so it does
+            # in the published code
             return images.float().clamp(-1, 1).add_(1.0).div_(2.0).mul_(255.0).to(torch.uint8)
         case "none":
             return images.float().clamp(-1, 1).mul_(127.5).add_(127.5)

@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bench import weights
 from bench.errors import BadInput
+from bench.networks import FoldedInception, MobileNetV2
 from bench.places import Places
 
 AGAIN = "remove it and run `bench prepare`"
@@ -54,12 +56,26 @@ def lpips_network(net: str, places: Places | None = None) -> nn.Module:
 
 
 def inception(places: Places | None = None) -> nn.Module:
-    """torch-fidelity's InceptionV3 of 2015-12-05, FID's network: uint8 [B, 3, H, W] -> ([B, 2048],) float32.
+    """FID's InceptionV3 of 2015-12-05: float [B, 3, 299, 299] in [-1, 1] -> (pooled [B, 2048], spatial [B, 2023],
+    logits without bias [B, 1008]); see bench/networks.py.
 
-    It resizes to 299 pixels as TensorFlow 1 did. Frozen, channels-last, the same object at every call;
-    `places` defaults to Places.find(). Raises BadInput where the file is missing or damaged.
+    torch-fidelity's network with its batch norms folded into the convolutions. bench/features.py resizes for it.
+    Frozen, channels-last, the same object at every call; `places` defaults to Places.find(). Raises BadInput where
+    the file is missing or damaged.
     """
     return _inception(_file("inception", places))
+
+
+def trunk(name: str, places: Places | None = None) -> nn.Module:
+    """A network that is *not* FID's: float [B, 3, S, S] -> features [B, D] float32, means over positions.
+
+    name: "inception_mixed_7a" (D = 1280) and "inception_mixed_6e" (768): ImageNet's InceptionV3 of Keras up to that
+    layer, 299 pixels in [-1, 1]. "mobilenet_v2_035" (1280): MobileNetV2 of width 0.35, 224 pixels in [-1, 1].
+    "squeezenet" (512): torchvision's SqueezeNet 1.1 features, 224 pixels, normalised by ImageNet's mean and
+    deviation. Frozen, channels-last, the same object at every call. Raises BadInput where the file is missing or
+    damaged.
+    """
+    return _trunk(name, _file(f"frechet_{name}", places))
 
 
 def _file(name: str, places: Places | None) -> Path:
@@ -108,26 +124,93 @@ def _lpips(net: str, path: Path) -> nn.Module:
         network.load_state_dict(whole, strict=True, assign=True)
     except RuntimeError as error:
         raise _not_this_network(path, error) from error
-    return network.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    return _frozen(network)
 
 
 @functools.cache
 @torch.inference_mode(False)
 def _inception(path: Path) -> nn.Module:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    # The constructor unpickles with weights_only=False. So it never gets the file, but the tensors that were
-    # read from it safely, written again by us.
-    checked = io.BytesIO()
-    torch.save(_state(path), checked)
-    checked.seek(0)
     try:
-        with torch.random.fork_rng(devices=[]):                     # the layers draw initial weights first
-            network = FeatureExtractorInceptionV3(
-                "inception-v3-compat", ["2048"], feature_extractor_weights_path=checked)
+        return _frozen(FoldedInception(_fidelity_network(_state(path), "fc")))
     except RuntimeError as error:
         raise _not_this_network(path, error) from error
-    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def _fidelity_network(state: dict[str, Tensor], last: str) -> nn.Module:
+    """torch-fidelity's network with these weights, complete up to the layer `last`.
+
+    Raises RuntimeError where they do not fit. Its constructor unpickles with weights_only=False, so it gets an empty
+    file, and here the tensors that were read safely. Built on the meta device nothing is initialised: no time for
+    24 M random numbers, and none drawn.
+    """
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Filled(FeatureExtractorInceptionV3):
+        def load_state_dict(self, nothing: dict[str, Tensor]) -> None:      # called by the constructor
+            found = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+            missing, unexpected = super().load_state_dict(found, strict=False, assign=True)
+            names = [name for name, _ in self.named_children()]
+            used = names[: names.index(last) + 1]
+            lacking = [key for key in missing if key.partition(".")[0] in used and "num_batches" not in key]
+            if lacking or unexpected:
+                raise RuntimeError(f"missing {lacking[:3]}, not expected {unexpected[:3]}")
+
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    with torch.device("meta"):
+        return Filled("inception-v3-compat", ["2048"], feature_extractor_weights_path=nothing)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _trunk(name: str, path: Path) -> nn.Module:
+    try:
+        match name:
+            case "inception_mixed_6e" | "inception_mixed_7a":
+                last = name.removeprefix("inception_").capitalize()             # Mixed_7a
+                # Keras's weights fit torch-fidelity's layers, whose average pools are Keras's; torchvision's are not
+                network: nn.Module = Pooled(FoldedInception(_fidelity_network(_state(path), last), last))
+            case "mobilenet_v2_035":
+                network = MobileNetV2(_arrays(path))
+            case "squeezenet":
+                import torchvision
+
+                with torch.device("meta"):
+                    features = torchvision.models.squeezenet1_1(weights=None).features
+                state = {key.removeprefix("features."): value for key, value in _state(path).items()
+                         if key.startswith("features.")}
+                features.load_state_dict(state, strict=True, assign=True)
+                network = nn.Sequential(features, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+            case _:
+                raise BadInput(f"there is no network {name!r} for a Fréchet distance")
+    except (RuntimeError, KeyError) as error:
+        raise _not_this_network(path, error) from error
+    return _frozen(network)
+
+
+class Pooled(nn.Module):
+    """The pooled features of a FoldedInception alone."""
+
+    def __init__(self, network: FoldedInception) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels)[0]
+
+
+def _arrays(path: Path) -> dict[str, Tensor]:
+    """The arrays of an npz file. Raises BadInput where it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: torch.from_numpy(file[key]) for key in file.files}
+    except Exception as error:                  # numpy and zipfile raise half a dozen kinds
+        raise BadInput(f"{path}: no readable npz file ({error}); {AGAIN}") from error
+
+
+def _frozen(network: nn.Module) -> nn.Module:
+    return network.float().eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def _not_this_network(path: Path, error: Exception) -> BadInput:

@@ -29,6 +29,7 @@ class Prepare(BaseModel):
     resize: int | None = None                       # pixels of either side; None: as the data set gives them
     filter: Literal["bicubic", "bilinear"] = "bicubic"
     antialias: bool = False
+    originals: Literal["rounded", "resized"] = "rounded"    # resized: after resizing they are neither rounded nor clamped
 
     def content(self) -> dict[str, Any]:
         """As it is hashed: without what a protocol that never resizes does not say."""
@@ -101,6 +102,11 @@ class Wish(NamedTuple):
     name: str                                       # of the value in that protocol
     metric: ComponentSpec                           # with all keywords
     prepare: dict[str, Any]
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """As a record's value holds them: without those at what they were before they existed."""
+        return self.metric.content()["kwargs"]
 
 
 def protocols() -> list[str]:

@@ -31,11 +31,13 @@ HOMES = {
     "metric": "bench.metrics",
     "dataset": "bench.datasets",
     "tracker": "bench.trackers",
+    "baseline": "bench.baselines",
 }
 #: what class names in annotations mean: partial[Quantizer] wants a quantizer
 KIND_OF_CLASS = {
     "Tokenizer": "tokenizer", "Quantizer": "quantizer", "Objective": "objective",
     "Loss": "loss", "Monitor": "monitor", "Metric": "metric", "ImageDataset": "dataset",
+    "Baseline": "baseline",
 }
 PLURALS = {kind: "losses" if kind == "loss" else f"{kind}s" for kind in HOMES}
 REQUIRED = object()
@@ -187,6 +189,7 @@ class Signature:
     keywords: dict[str, Keyword]
     attributes: dict[str, Any] = field(default_factory=dict)    # literal class attributes: revision, title, ...
     summary: str = ""                           # first line of the file's docstring
+    text: str = ""                              # docstring of the entry itself
     outside: bool = False                       # not shipped with us: its file's hash is its revision
 
     @property
@@ -248,7 +251,7 @@ def signature(kind: str, name: str) -> Signature:
                                f"can be checked against, or its default no literal ({error})") from error
             keywords[argument.arg] = Keyword(annotation, text, value)
     summary = (ast.get_docstring(tree) or ast.get_docstring(node) or "").split("\n")[0]
-    return Signature(kind, name, file, keywords, attributes, summary, outside=not inside)
+    return Signature(kind, name, file, keywords, attributes, summary, ast.get_docstring(node) or "", outside=not inside)
 
 
 def _registered_as(node: ast.ClassDef | ast.FunctionDef) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from bench.errors import BadInput
 from bench.files import replace_file
 from bench.places import Places
-from bench.registry import did_you_mean
+from bench.registry import did_you_mean, signature
 
 if TYPE_CHECKING:
     import pandas
@@ -56,13 +56,21 @@ class Value(Frozen):
         window = self.keywords.get("window")
         return window if isinstance(window, int) and not isinstance(window, bool) else None
 
+    def telling_keywords(self) -> dict[str, Any]:
+        """Without those at what they were before they existed, which older records do not have."""
+        try:
+            neutral = signature("metric", self.metric).neutral
+        except BadInput:                        # of somebody's own folder, which is not here
+            neutral = {}
+        return {k: v for k, v in self.keywords.items() if not (k in neutral and neutral[k] == v)}
+
     def conditions(self) -> dict[str, Any]:
         """How the number was measured, flat. Numbers under different conditions do not belong in one column.
 
         Where `settings` holds what the protocol says, its name does not matter: two that agree share numbers.
         """
         found: dict[str, Any] = {"metric": self.metric, "images": self.images, "unit": self.unit,
-                                 "direction": self.direction, **self.keywords}
+                                 "direction": self.direction, **self.telling_keywords()}
         if not self.settings:
             found["protocol"] = self.protocol
         for key, item in self.settings.items():

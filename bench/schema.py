@@ -16,7 +16,7 @@ from bench.protocol import protocols
 from bench.registry import REQUIRED, Part, available, signature
 from bench.suite import SuiteFrame
 
-KINDS = ("dataset", "tokenizer", "quantizer", "objective", "loss", "monitor")
+KINDS = ("dataset", "tokenizer", "quantizer", "objective", "loss", "monitor", "baseline")
 
 
 def suite_schema() -> dict[str, Any]:
@@ -37,6 +37,7 @@ def suite_schema() -> dict[str, Any]:
     sections["measure"]["properties"]["protocol"]["enum"] = protocols()
     for section in sections.values():
         _relax(section)                         # axes, zip and overrides may give what a section leaves out
+    frame["properties"]["sanity"]["items"] = {"$ref": "#/$defs/baseline"}
     frame["properties"]["base"] |= {"properties": sections, "additionalProperties": False}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **frame, "title": "A suite of tokenizer-bench"}
 

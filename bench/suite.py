@@ -17,7 +17,7 @@ from bench.registry import did_you_mean
 from bench.report.spec import ReportSpec
 from bench.resources import Resources
 from bench.run import Run
-from bench.spec import MISSING, Spec, flatten
+from bench.spec import MISSING, ComponentSpec, Spec, bind, flatten
 from bench.yaml_lines import KeyPath, load_yaml, scalar
 
 # -- the schema ------------------------------------------------------------------------------------------------------
@@ -43,6 +43,8 @@ class SuiteFrame(Spec):
     override: Annotated[tuple[Override, ...], Field(description="change settings of the runs that match")] = ()
     seeds: Annotated[tuple[int, ...], Field(min_length=1, description="each run once per seed")] = (0,)
     resources: Resources = Resources()
+    sanity: Annotated[tuple[str | dict[str, Any], ...], Field(
+        description="baselines that are measured beside the runs: names, or mappings with a name and keywords")] = ()
     report: ReportSpec = ReportSpec()
 
 
@@ -103,6 +105,7 @@ class Suite:
         """All runs, in the order written, duplicates of the command line's making joined. Reads listings of the
         data sets, no image. Raises BadInput with one line per problem."""
         problems: dict[str, None] = {}
+        self._baselines(problems)
         drafts = self._drafts(problems)
         binder = Binder(problems, places)
         runs: dict[str, Run] = {}
@@ -123,6 +126,29 @@ class Suite:
         if not runs:
             raise BadInput(f"{self.file}: exclude: leaves no run")
         return list(runs.values())
+
+    def baselines(self) -> tuple[ComponentSpec, ...]:
+        """What `sanity` asks for, bound. Raises BadInput with one line per problem."""
+        problems: dict[str, None] = {}
+        bound = self._baselines(problems)
+        if problems:
+            raise BadInput("\n".join(problems))
+        return bound
+
+    def _baselines(self, problems: dict[str, None]) -> tuple[ComponentSpec, ...]:
+        draft = Draft(written=((("sanity",), self._origins(("sanity",))),))
+
+        def fail(path: KeyPath, value: Any, sentence: str) -> BadInput:
+            shown = "" if value is MISSING else f" = {show(value)}"
+            return BadInput(f"{draft.where(path)}: {'.'.join(map(str, path))}{shown}: {sentence}")
+
+        bound = []
+        for i, given in enumerate(self.frame.sanity):
+            try:
+                bound.append(bind("baseline", given, ("sanity", i), fail))
+            except BadInput as error:
+                problems[str(error)] = None
+        return tuple(bound)
 
     def locate(self, run: Run, key: str | None, sentence: str) -> str:
         """A sentence about a setting of a run, with the file, the line, the dotted key and the value."""

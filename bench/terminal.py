@@ -169,3 +169,27 @@ class HereProgress:
             if state is not None and state.ended and self.said.get(label) != state.phase:
                 self.said[label] = state.phase
                 notice.print(Text(f"{label}: {state.phase}" + (f", {state.reason}" if state.reason else "")))
+
+
+class Bars:
+    """A bar for each thing that is being worked on; nothing where nobody watches."""
+
+    def __init__(self, what: str) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self.what, self.tasks = what, {}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.bars = RichProgress(*columns, console=notice, transient=True, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> Bars:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if label not in self.tasks:
+            self.tasks[label] = self.bars.add_task(f"{self.what} {label}", total=total)
+        self.bars.update(self.tasks[label], completed=done, total=total)

@@ -22,12 +22,16 @@ def validate(
     state: TrainState, images: np.ndarray, device: torch.device, precision: Callable[[], AbstractContextManager],
     channels_last: bool,
 ) -> dict[str, float]:
-    """images uint8 [n, 3, H, W] -> means over images of all loss terms; usage and perplexity of all their codes.
+    """images uint8 [n, 3, H, W] -> means over images of all loss terms; of all their codes, for each level (usage, or
+    usage/level0, ...): usage, the share of K that occurs; used_codes, their number; perplexity; and ceiling, the usage
+    that so many uniform codes would reach on average, 1 - (1 - 1/K)^codes.
 
-    In eval mode, without gradient; every process does the same, so nothing is exchanged.
+    In eval mode, without gradient; every process does the same, so nothing is exchanged, and the device is waited for
+    once, at the end.
     """
     model, sizes = state.model, state.model.layout.vocab_sizes
     counts = [torch.zeros(k, dtype=torch.int64, device=device) for k in sizes]
+    one, seen = torch.ones(1, dtype=torch.int64, device=device), 0
     sums: dict[str, torch.Tensor] = {}
     model.eval()
     for begin in range(0, len(images), BATCH):
@@ -42,10 +46,16 @@ def validate(
         if output.codes is not None:
             codes = output.codes.flatten(0, 1)
             for level, table in enumerate(counts):
-                table += torch.bincount(codes[:, level], minlength=len(table))
+                table.scatter_add_(0, codes[:, level], one.expand(len(codes)))      # unlike bincount, never waits
+            seen += len(codes)
     model.train()
     row = {name: value / len(images) for name, value in sums.items()}
     for level, table in enumerate(counts):
-        row[level_name("usage", level, len(counts))] = (table > 0).double().mean()
-        row[level_name("perplexity", level, len(counts))] = perplexity(table)
+        values = {
+            "usage": (table > 0).double().mean(),
+            "used_codes": (table > 0).sum(),
+            "perplexity": perplexity(table),
+            "ceiling": table.new_tensor(1 - (1 - 1 / len(table)) ** seen, dtype=torch.float64),
+        }
+        row |= {level_name(name, level, len(counts)): value for name, value in values.items()}
     return dict(zip(row, torch.stack([v.double() for v in row.values()]).tolist(), strict=True)) if row else {}

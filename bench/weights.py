@@ -36,7 +36,7 @@ class WeightFile:
     """A published file. `prefix` is the start of its sha256, which torch hub puts into file names."""
 
     file: str
-    url: str
+    url: str                                    # "": it cannot be downloaded, somebody has to put it there
     prefix: str
     megabytes: int
     license: str
@@ -56,6 +56,19 @@ FILES = {
         "weights-inception-2015-12-05-6726825d.pth",
         f"{FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
         "6726825d", 91, "converted by torch-fidelity from TensorFlow's, Apache-2.0; trained on ImageNet"),
+    # for a Fréchet distance under its own name
+    "frechet_inception_mixed_7a": WeightFile(
+        "inception_v3_to_mixed7a_fp16.pth", "", "9c72758c", 21,
+        "Keras applications' InceptionV3 up to Mixed_7a, torchvision's names, fp16, MIT; trained on ImageNet"),
+    "frechet_inception_mixed_6e": WeightFile(
+        "inception_v3_to_mixed7a_fp16.pth", "", "9c72758c", 21,
+        "Keras applications' InceptionV3 up to Mixed_7a, torchvision's names, fp16, MIT; trained on ImageNet"),
+    "frechet_mobilenet_v2_035": WeightFile(
+        "mobilenet_v2_0.35_224_trunk.npz", "", "e9827a4b", 2,
+        "Keras applications' MobileNetV2 of width 0.35, MIT; TensorFlow, Apache-2.0; trained on ImageNet"),
+    "frechet_squeezenet": WeightFile(
+        "squeezenet1_1-b8a52dc0.pth", f"{TORCHVISION}/squeezenet1_1-b8a52dc0.pth", "b8a52dc0", 5,
+        "torchvision, BSD-3-Clause; trained on ImageNet"),
 }
 
 
@@ -65,12 +78,13 @@ def needed(attributes: Mapping[str, Any], keywords: Mapping[str, Any]) -> list[s
 
 
 def find(name: str, places: Places) -> Path | None:
-    """Where a file is on this machine: BENCH_WEIGHTS (places.weights) first, then the torch hub cache."""
+    """Where a file is on this machine: BENCH_WEIGHTS (places.weights) or a folder in it, then the torch hub cache."""
     known = _known(name)
     for folder in _folders(places):
-        path = folder / known.file
-        if path.is_file():
-            return path
+        within = sorted(folder.glob(f"*/{known.file}")) if folder == places.weights else []
+        for path in (folder / known.file, *within):
+            if path.is_file():
+                return path
     return None
 
 
@@ -101,8 +115,9 @@ def sentence(names: Iterable[str], places: Places, values: Iterable[str] = ()) -
     looked = " or ".join(str(folder) for folder in _folders(places))
     without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
     what, them = ("network", "it") if len(names) == 1 else ("networks", "them")
+    online = ", or run `bench prepare` while online" if all(_known(name).url for name in names) else ""
     return (f"the pretrained {what} {files} cannot be found in {looked}: put {them} there, or point BENCH_WEIGHTS at a "
-            f"folder that holds {them}, or run `bench prepare` while online, or measure without {them} "
+            f"folder that holds {them}{online}, or measure without {them} "
             f"({without} measure.values, in the suite or as measure.values=[...] on the command line)")
 
 
@@ -115,6 +130,9 @@ def download(name: str, places: Places, progress: Callable[[int, int], None] | N
     if (path := find(name, places)) is not None:
         return path
     known = _known(name)
+    if not known.url:
+        raise BadInput(f"{known.file} ({name}) is published nowhere that we can fetch it from: put it into "
+                       f"{_folders(places)[0]} yourself, or point BENCH_WEIGHTS at a folder that holds it")
     target = _folders(places)[0] / known.file
     part = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
     digest, done = hashlib.sha256(), 0

@@ -12,9 +12,13 @@ from typing import Any
 import pytest
 from report_records import record, value
 
-from bench.report.figures import curve_panels, figure_series, render_figures
-from bench.report.spec import FigureSpec, ReportSpec
-from bench.results import Record
+from bench.errors import BadInput
+from bench.report.curve_figures import curve_figures, draw_curves
+from bench.report.drawing import COLOURS, apart, axis_number, colour_of
+from bench.report.figures import figure_series, render_figures
+from bench.report.series import number_of, run_colours, settings_of
+from bench.report.spec import FigureSpec, PublishedSpec, ReportSpec
+from bench.results import Record, Value
 
 ROOT = Path(__file__).parents[1]
 SIZE = "tokenizer.quantizer.codebook_size"
@@ -72,21 +76,186 @@ CURVES = [
 ]
 
 
+def named(rows: list[tuple[Any, ...]], sizes: dict[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
+    return {f.name: f for f in curve_figures(rows, sizes)}
+
+
 def test_curves_show_usage_perplexity_and_the_validated_terms() -> None:
-    panels = curve_panels([*CURVES, ("vq5121", "run", 400, "pixel", math.nan)])
+    found = named([*CURVES, ("vq5121", "run", 400, "pixel", math.nan)])
+    panels = found["curves"].panels
     assert list(panels) == ["usage", "perplexity", "pixel"]
     assert [(c.train_id, c.test, c.steps) for c in panels["pixel"]] == [
         (run, test, (100, 200, 300)) for run in ("vq10241", "vq5121") for test in (False, True)
     ]
 
 
-def test_without_validation_every_loss_term_is_shown() -> None:
-    assert list(curve_panels([r for r in CURVES if not r[3].startswith("test/")])) == [
-        "usage",
-        "perplexity",
-        "commitment",
-        "pixel",
-    ]
+def test_every_loss_term_has_a_panel_with_validation_or_without() -> None:
+    assert list(named(CURVES)["losses"].panels) == ["pixel", "commitment"]      # the validated one first
+    alone = named([r for r in CURVES if not r[3].startswith("test/")])
+    assert list(alone["losses"].panels) == ["commitment", "pixel"]
+    assert list(alone["curves"].panels) == ["usage", "perplexity", "commitment", "pixel"]
+    names = ("usage", "dead_codes", "code_age_mean", "lr/tokenizer", "ceiling", "window_fill", "quantization_error")
+    assert "losses" not in named([("a", "run", s, name, 1.0) for s in (1, 2) for name in names])
+
+
+def test_the_codebook_figure_has_used_codes_with_their_ceiling_and_every_level() -> None:
+    rows = [("a", "run", s, f"{split}{name}/level{level}", v)
+            for s in (1, 2) for split in ("", "test/") for level in (0, 1)
+            for name, v in (("usage", 0.5), ("used_codes", 8.0), ("perplexity", 4.0), ("ceiling", 0.75 + level / 4))]
+    codebook = named(rows, {"a": (16, 32)})["codebook"]
+    assert list(codebook.panels) == [f"{q}/level{i}" for q in ("usage", "used_codes", "perplexity") for i in (0, 1)]
+    bound = {name: sorted({v for c in lines for v in c.values}) for name, lines in codebook.bounds.items()}
+    # level 0 can only show 75 % of its 16 codes; level 1 all of its 32, and a line at 100 % would say nothing
+    assert bound == {"usage/level0": [0.75], "used_codes/level0": [12.0], "used_codes/level1": [32.0]}
+    many = [(t, label, s, n.replace("level1", f"level{i}"), v) for t, label, s, n, v in rows if "level1" in n for i in range(8)]
+    assert {"codebook-usage", "codebook-used_codes", "codebook-perplexity"} < set(named(many, {"a": (16,) * 8}))
+    assert list(named(many)["curves"].panels) == ["usage/level0", "usage/level7", "perplexity/level0", "perplexity/level7"]
+
+
+def test_runs_that_differ_in_their_seed_share_a_colour_and_a_legend_entry() -> None:
+    some = [record(f"{k}{s}", {}, size=k, seed=s, label=f"k={k} seed={s}") for k in (512, 1024) for s in (1, 2)]
+    assert settings_of(some) == {"5121": "k=512", "5122": "k=512", "10241": "k=1024", "10242": "k=1024"}
+    assert run_colours(some) == dict(zip(("5121", "5122", "10241", "10242"), (*COLOURS[:1] * 2, *COLOURS[1:2] * 2), strict=True))
+    assert settings_of(some[:1]) == {"5121": "k=512 seed=1"}
+    same = [record(f"{k}{s}", {}, size=k, seed=s, label=f"own seed={s}") for k in (512, 1024) for s in (1, 2)]
+    assert set(settings_of(same).values()) == {"own seed=1", "own seed=2"}      # two settings must not look like one
+    rows = [(r.train_id, r.label, s, "pixel", 1.0 / s) for r in some for s in (1, 2)]
+    drawn = draw_curves(curve_figures(rows)[0], settings_of(some))
+    assert [t.get_text() for t in drawn.legends[0].get_texts()] == ["k=512 (2 runs)", "k=1024 (2 runs)"]
+    colours = {line.get_color() for line in drawn.axes[0].get_lines()}
+    assert colours == set(COLOURS[:2]) and len(drawn.axes[0].get_lines()) == 4
+
+
+def test_a_sweep_that_grows_upwards_keeps_its_colours() -> None:
+    few, more = colour_of(["k=512", "k=1024"]), colour_of(["k=4096", "k=1024", "k=512", "k=512"])
+    assert few == {k: more[k] for k in few} and len(set(more.values())) == 3
+
+
+def colour_by_label(figure: Any) -> dict[str, str]:
+    return {line.get_label(): line.get_color() for line in figure.axes[0].get_lines() if line.get_label()[0] != "_"}
+
+
+def test_a_label_has_one_colour_in_all_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.report import figures
+
+    drawn: dict[str, Any] = {}
+    monkeypatch.setattr(figures, "write", lambda folder, name, figure, text: drawn.setdefault(name, figure) and [])
+    some = [r for r in runs() if r.fields["train.seed"] == 1]
+    some.append(record("x", {"lpips": 1.0}, quantizer="a_vq"))
+    report = ReportSpec(figures=(SPEC, FigureSpec(name="other", x=SIZE, y=("lpips", "psnr"), hue="tokenizer.quantizer")))
+    render_figures("s", some, report, None, tmp_path)
+    first, second = colour_by_label(drawn["by_size"]), colour_by_label(drawn["other"])
+    assert set(first) == {"EMA VQ", "VQ"} and "a_vq" in second
+    ours = {line.get_label(): line.get_color() for ax in drawn["other"].axes for line in ax.get_lines()}
+    assert all(ours[label] == colour for label, colour in first.items()) and len({*first.values(), second["a_vq"]}) == 3
+
+
+def test_x_may_be_what_is_known_of_a_run() -> None:
+    def made(k: int, seed: int = 1, quantizer: str = "vq", levels: int = 2, **more: Any) -> Record:
+        layout = {"bits_per_image": 512.0, "num_tokens": 64, "vocab_sizes": [k] * levels}
+        fields = {"dataset.image_size": 32, "tokenizer.levels": levels}
+        return record(f"{quantizer}{k}{seed}{levels}", {"psnr": float(k)}, size=k, seed=seed, quantizer=quantizer,
+                      layout=layout, fields=fields, **more)
+
+    assert number_of(made(16), "layout.total_codes") == 32 and number_of(made(16), "layout.bits_per_pixel") == 0.5
+    assert number_of(made(16, state="failed"), "cost.images_per_second") is None
+    spec = FigureSpec(name="f", x="layout.total_codes", y="psnr")
+    (line,) = figure_series([made(k, s) for k in (16, 64) for s in (1, 2)], spec)       # K follows from x: one line
+    assert [(p.x, p.mean, len(p.runs)) for p in line.points] == [(32, 16.0, 2), (128, 64.0, 2)]
+    assert line.x_heading == "codes of all levels"
+    # at 64 codes there are two kinds of runs: what tells them apart is never averaged, and gets lines of its own
+    lines = figure_series([made(16), made(32), made(64, levels=1)], spec)
+    assert sorted((s.label, [p.x for p in s.points]) for s in lines) == [("levels 1", [64]), ("levels 2", [32, 64])]
+    hues = FigureSpec(name="f", x="layout.total_codes", y="psnr", hue="tokenizer.quantizer")
+    two = figure_series([made(k, quantizer=q) for k in (16, 64) for q in ("vq", "ema_vq")], hues)
+    assert [(s.label, [p.x for p in s.points]) for s in two] == [("EMA VQ", [32, 128]), ("VQ", [32, 128])]
+    with pytest.raises(BadInput, match=r"figures: f: x: no run has a number 'cost\.image_per_second'.*images_per_second"):
+        figure_series([made(16)], FigureSpec(name="f", x="cost.image_per_second", y="psnr"))
+
+
+@pytest.mark.parametrize(("x", "long", "short"), [
+    (512, "512", "512"), (262144, "262144", "$2^{18}$"), (380291, "380291", "380.3k"), (1e6, "1e+06", "1M"), (0.625, "0.625", "0.625"),
+    (1000, "1000", "1k"), (999_000_000_000_000, "999000000000000", "9.99e+05G"), (-2048, "-2048", "-2048"),
+])
+def test_numbers_at_ticks(x: float, long: str, short: str) -> None:
+    assert (axis_number(x), axis_number(x, short=True)) == (long, short)
+
+
+def test_ticks_that_would_overlap_are_left_to_the_axis() -> None:
+    assert apart([512, 1024, 262144], log=True) and not apart([512, 1024, 262144], log=False) and apart([1], log=False)
+
+
+def usage(number: float) -> Value:
+    """As the protocol ours-1 measures it today."""
+    from bench.protocol import wanted
+
+    wish = wanted("usage", "ours-1")
+    return value("usage", number, keywords=dict(wish.metric.kwargs),
+                 settings={"prepare": dict(wish.prepare), "revision": wish.metric.revision})
+
+
+PUBLISHED = PublishedSpec(system="vqvae-simplecnn", variant="K={tokenizer.quantizer.codebook_size}")
+
+
+def published(number: float, k: int, evidence: str, **more: Any) -> Any:
+    from bench.published import Published
+
+    known = dict(
+        id=f"p{k}", system="vqvae-simplecnn", variant=f"K={k}", dataset="celeba", image_size="64", split="test", n_images=705,
+        tokens=None, codebook_size=k, codebook_dim=None, bits_per_image=None, metric="usage", text=str(number), value=number,
+        unit="share", protocol="ours-1", source="owner/name README.md@abc", table="Table 1", evidence=evidence, note="", doubt="",
+        settings=())
+    return Published(**{**known, **more})
+
+
+def test_published_numbers_stand_beside_the_runs_of_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bench.report import published_points as module
+    from bench.report.figures import _draw_series
+
+    entries = (published(0.9, 512, "read"), published(0.8, 1024, "image"), published(0.7, 2048, "recalled"),
+               published(0.1, 4096, "read"))
+    monkeypatch.setattr(module, "read_published", lambda: entries)
+    images = {"train": {"fingerprint": "a", "images": 9, "of": 9}, "test": {"fingerprint": "b", "images": 705, "of": 705}}
+    some = [record(f"r{k}", {"usage": usage(0.5)}, size=k, fields={"dataset.name": "celeba", "dataset.image_size": 64}, data=images)
+            for k in (512, 1024, 2048, 8192)]
+    spec = FigureSpec(name="f", x=SIZE, y="usage", published=True)
+    report = ReportSpec(figures=(spec,), published=(PUBLISHED,))
+    points = module.published_points(some, spec, figure_series(some, spec), report)
+    assert [(p.x, p.number, p.legend) for p in points] == [
+        (512, 0.9, "published"), (1024, 0.8, "published (read off a figure)"), (2048, 0.7, "published (recalled)")]
+    drawn = _draw_series(figure_series(some, spec), spec, None, points)
+    assert [t.get_text() for t in drawn.legends[0].get_texts()] == [p.legend for p in points]
+    marks = [(line.get_marker(), line.get_markerfacecolor()) for line in drawn.axes[0].get_lines()[1:]]
+    assert len({m for m, _ in marks}) == 3 and {face for _, face in marks} == {"none"}
+    render_figures("s", some, report, None, tmp_path)
+    with (tmp_path / "s" / "f.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["published"]]
+    assert [(r["x"], r["value"], r["train_id"]) for r in rows] == [("512", "0.9", ""), ("1024", "0.8", ""), ("2048", "0.7", "")]
+    assert "recalled" in rows[2]["published"] and "owner/name README.md@abc" in rows[0]["published"]
+
+
+def test_a_published_number_of_another_training_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.report import published_points as module
+
+    one = record("r", {"usage": usage(0.5)}, fields={"dataset.name": "celeba", "dataset.image_size": 64})
+    spec = FigureSpec(name="f", x=SIZE, y="usage", published=True)
+    report = ReportSpec(published=(PUBLISHED,))
+    (point,) = module.published_points([one], spec, figure_series([one], spec), report,
+                                       [published(0.9, 512, "read", settings=(("train.steps", "500000"),))])
+    assert point.legend == "published, under other conditions" and "1,000 training steps instead of 500,000" in point.what
+
+
+def test_published_numbers_need_to_know_which_systems_the_runs_are() -> None:
+    with pytest.raises(ValueError, match=r"figure 'f' shows published numbers; say in `report\.published`"):
+        ReportSpec(figures=(FigureSpec(name="f", x=SIZE, y="usage", published=True),))
+
+
+@pytest.mark.parametrize("name", ["curves", "losses", "codebook", "reconstructions", "table-x", "codebook-usage"])
+def test_names_of_files_that_every_report_has_are_taken(name: str) -> None:
+    with pytest.raises(ValueError, match="that name is taken"):
+        ReportSpec(figures=(FigureSpec(name=name, x=SIZE, y="usage"),))
 
 
 def write_curves(path: Path, rows: list[tuple[Any, ...]]) -> Path:
@@ -102,15 +271,11 @@ def test_figures_are_written_and_repeat_byte_for_byte(tmp_path: Path) -> None:
     curves = write_curves(
         tmp_path / "curves.parquet", [*CURVES, ("gone", "of another suite", 1, "pixel", 1.0)]
     )
-    report = ReportSpec(figures=(SPEC,))
+    trade = FigureSpec(name="trade", kind="tradeoff", x="layout.bits_per_image", y="psnr", hue="tokenizer.quantizer")
+    report = ReportSpec(figures=(SPEC, trade))
     paths = render_figures("suite", runs(), report, curves, tmp_path / "one")
     assert [p.name for p in paths] == [
-        "by_size.svg",
-        "by_size.png",
-        "by_size.csv",
-        "curves.svg",
-        "curves.png",
-        "curves.csv",
+        f"{name}.{suffix}" for name in ("by_size", "trade", "curves", "losses", "codebook") for suffix in ("svg", "png", "csv")
     ]
     for path in render_figures("suite", runs()[::-1], report, curves, tmp_path / "two"):
         assert path.read_bytes() == (tmp_path / "one" / "suite" / path.name).read_bytes(), path.name

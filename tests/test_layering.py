@@ -18,34 +18,38 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "binder", "checked", "cli", "collect", "curves", "drive", "errors", "failures", "files", "follow", "image_cache", "image_dataset",
-    "image_files", "jobs", "launch", "places", "plan", "preflight", "protocol", "provenance", "registry", "resources", "results", "run",
+    "binder", "checked", "cli", "cli_numbers", "collect", "compare", "curves", "diagnostics", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
+    "image_files", "jobs", "launch", "npz", "places", "plan", "preflight", "protocol", "provenance", "published", "registry", "reporting", "resources", "results", "run",
     "runs", "scheduler", "schema", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal",
-    "weights", "yaml_lines"))}
+    "verify", "weights", "yaml_lines"))}
 TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
 CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
-            "bench.errors", "bench.code_histogram", "bench.per_image", "bench.image_dataset", "bench.image_files"}
+            "bench.errors", "bench.code_histogram", "bench.per_image", "bench.features", "bench.feature_sets",
+            "bench.frechet", "bench.similarity", "bench.image_dataset", "bench.image_files",
+            "bench.baseline"}
 PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets",
-         "bench.trackers", "bench.discriminators", "implementations")
+         "bench.trackers", "bench.baselines", "bench.discriminators", "implementations")
 #: the loop and below, from the bottom up: a file imports only from lines above its own
 LAYERS = [
     {"bench.errors", "bench.stopping", "bench.scheduler", "bench.resources", "bench.types", "bench.distributed",
-     "bench.report.spec", "bench.terminal"},
+     "bench.report.spec", "bench.terminal", "bench.networks", "bench.similarity"},
     {"bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.jobs",
-     "bench.report.model"},
-    {"bench.places", "bench.protocol", "bench.spec", "bench.code_histogram", "bench.per_image"},
-    {"bench.results", "bench.weights", "bench.image_files", "bench.optim", "bench.site"},
-    {"bench.runs", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
-    {"bench.run", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
-     "bench.together", "bench.validate", "bench.submissions", "bench.task"},
-    {"bench.binder", "bench.build", "bench.launch", "bench.slurm"},
-    {"bench.suite", "bench.checked", "bench.submit"},
-    {"bench.collect", "bench.preflight", "bench.schema"},
-    {"bench.plan"},
+     "bench.report.model", "bench.prepare", "bench.baseline"},
+    {"bench.places", "bench.spec", "bench.code_histogram", "bench.per_image", "bench.originals",
+     "bench.frechet", "bench.npz"},
+    {"bench.results", "bench.protocol", "bench.weights", "bench.image_files", "bench.optim", "bench.site"},
+    {"bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
+    {"bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
+     "bench.together", "bench.validate", "bench.verify", "bench.submissions", "bench.task"},
+    {"bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
+    {"bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
+    {"bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},
+    {"bench.plan", "bench.reporting"},
     {"bench.execute", "bench.failures", "bench.follow"},
-    {"bench.drive"},
+    {"bench.drive", "bench.explain"},
     {"bench.cli"},
+    {"bench.cli_numbers"},
     {"bench.__main__"},
 ]
 
@@ -140,7 +144,8 @@ def test_files_import_from_lower_layers_only() -> None:
 
 
 def test_nothing_imports_the_command_line() -> None:
-    assert [name for name in FILES if "bench.cli" in ours(name)] == ["bench.__main__"]
+    assert {name for name in FILES if "bench.cli" in ours(name)} == {"bench.__main__", "bench.cli_numbers"}
+    assert [name for name in FILES if "bench.cli_numbers" in ours(name)] == ["bench.__main__"]
 
 
 DRIVER = """
@@ -161,7 +166,7 @@ print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["ls"], ["ls", "quantizers"], ["plan", "quickstart"],
     ["plan", "celeba_readme_table", "--json"],
-    ["status", "quickstart"], ["run", "--help"], ["schema"], ["report", "quickstart"], ["plan", "quickstrat"],
+    ["status", "quickstart"], ["run", "--help"], ["schema"], ["explain", "ssim"], ["verify", "celeba_codebook_size"], ["report", "quickstart"], ["plan", "quickstrat"],
 ], ids=" ".join)
 def test_commands_that_need_no_torch_do_not_load_it(arguments: list[str], tmp_path: Path) -> None:
     if arguments[0] == "report":

@@ -607,5 +607,5 @@ def test_code_from_outside_is_known_by_its_bytes(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("protocol", protocols())
 def test_every_protocol_names_metrics_with_valid_keywords(protocol: str) -> None:
     for name, entry in load_protocol(protocol).values.items():
-        keywords = {k: v for k, v in entry.items() if k != "metric"}
+        keywords = {k: v for k, v in entry.items() if k not in ("metric", "prepare")}
         bind("metric", {"name": entry["metric"], **keywords}, (protocol, name), fail)

@@ -353,18 +353,23 @@ def test_numbers_of_a_failed_run_do_not_count() -> None:
         ({"settings": {"revision": 2}, "protocol": "ours-1"}, "measured under protocol – instead of ours-1"),
     ],
 )
-def test_numbers_of_different_conditions_are_footnoted_and_not_compared(
+def test_numbers_of_different_conditions_are_refused_or_footnoted_and_never_compared(
     changes: dict[str, Any], says: str
 ) -> None:
-    made = table(
-        [
-            record("a", {"psnr": 30.0}, size=1),
-            record("b", {"psnr": 31.0}, size=2),
-            record("c", {"psnr": value("psnr", 99.0, **changes)}, size=3),
-        ]
-    )
-    assert [c.mark for c in column(made)] == ["second", "best", ""]
-    assert any(s.startswith(says) for s in sentences(made, column(made)[2]))
+    runs = [
+        record("a", {"psnr": 30.0}, size=1),
+        record("b", {"psnr": 31.0}, size=2),
+        record("c", {"psnr": value("psnr", 99.0, **changes)}, size=3),
+    ]
+    refused, shown = table(runs), table(runs, columns=(ColumnKey(key="psnr", mixed=True),))
+    assert [c.mark for c in column(refused)] == ["second", "best", "missing"]
+    assert [c.mark for c in column(shown)] == ["second", "best", ""]
+    assert (column(refused)[2].text, column(refused)[2].number) == ("–", None)
+    assert column(shown)[2].number == 99.0
+    for made, end in ((refused, "so it is not shown (`mixed: true` at this column shows it)"),
+                      (shown, "not compared with the others")):
+        (sentence,) = sentences(made, column(made)[2])
+        assert sentence.startswith(says) and sentence.endswith(end)
 
 
 def test_seeds_measured_differently_are_not_averaged() -> None:
@@ -430,7 +435,7 @@ def test_rows_of_different_images_each_say_theirs() -> None:
         ["train: 2,822 of 162,770 images; test: 705 of 19,962"],
         ["train: 2,822 of 162,770 images; test: 10 of 19,962"],
     ]
-    assert column(made)[1].mark == "", "a number over other test images is not compared"
+    assert column(made)[1].text == "–", "a number over other test images is in another column, or said to be mixed"
     assert "images: see footnotes" in made.stamp
 
 

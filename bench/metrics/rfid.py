@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Literal
 
-import numpy as np
 import torch
-from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
-from bench.errors import Incompatible
-from bench.interfaces import Metric
-from bench.pretrained import inception
+from bench.features import InceptionFeatures
+from bench.frechet import FrechetMetric
+from bench.frechet import frechet_distance as frechet_distance
 from bench.registry import register
-from bench.types import TokenizerOutput, TokenLayout
-
-FEATURES = 2048
-BLOCK = 32              # images at once through the network: 90 MB for its largest layer
+from bench.types import TokenLayout
 
 
 @register("metric", "rfid")
-class RFID(Metric):
-    """FID (arXiv:1706.08500) of all originals against all reconstructions of the split, both as 8-bit images.
+class RFID(FrechetMetric):
+    """FID (arXiv:1706.08500) of all originals against all reconstructions of the split.
 
     2048 pooled features of torch-fidelity's InceptionV3 with TensorFlow's weights; moments are summed in
     float64, covariances divided by n - 1. Biased upwards for few images, so compare only equal n.
+    resize: to the network's 299 pixels, "tensorflow" as torch-fidelity and the ADM evaluator do, "torch" as
+    pytorch-fid does (OptVQ, SEED-Voken). Agrees with either package end to end.
     """
 
     title = "rFID"
@@ -33,58 +30,31 @@ class RFID(Metric):
     decimals = 4
     needs = ("inception",)
     revision = 1
+    neutral = {"resize": "tensorflow"}
+    caveats = (
+        "It depends on the reference set: originals of the same split here. Against statistics of the training set, or "
+        "the ADM reference file, the same checkpoint reads 4.28 instead of 2.19 (LlamaGen, f = 16).",
+        "Biased upwards for few images (the estimated covariance has at most n - 1 dimensions): compare only equal "
+        "numbers of images, and with published values only at theirs (50,000 for ImageNet's validation split).",
+        "The resize to 299 pixels is part of it: pytorch-fid (resize torch) and torch-fidelity (resize tensorflow) "
+        "differ on the same images, and neither is clean-fid, which resizes with antialias beforehand.",
+        "The ADM evaluator runs TensorFlow's graph; this is torch-fidelity's port of the same weights, which differs "
+        "in the third digit at most.",
+        "Originals must have had the same crop and resize as what the tokenizer saw, and 8-bit rounding or not is "
+        "part of the protocol.",
+    )
+
+    def __init__(self, *, resize: Literal["tensorflow", "torch"] = "tensorflow") -> None:
+        self.resize = resize
+        self.width = 2048
 
     def begin(self, layout: TokenLayout, images: int, device: torch.device) -> None:
         """Raises BadInput where Inception's weights are not on this machine."""
-        self.network = inception().to(device)
-        self.state = {"images": torch.zeros((), dtype=torch.int64, device=device)}
-        for side in ("original", "reconstruction"):
-            self.state[f"{side}_sum"] = torch.zeros(FEATURES, dtype=torch.float64, device=device)
-            self.state[f"{side}_outer"] = torch.zeros(FEATURES, FEATURES, dtype=torch.float64, device=device)
+        self.network = InceptionFeatures(resize=self.resize, device=device)
+        super().begin(layout, images, device)
 
-    def update(self, images: Tensor, output: TokenizerOutput, indices: Tensor) -> None:
-        self.state["images"] += len(images)
-        for side, pictures in (("original", images), ("reconstruction", output.reconstruction)):
-            for block in pictures.split(BLOCK):
-                features = self.network(block)[0].double()                          # [b, 2048]
-                self.state[f"{side}_sum"] += features.sum(0)
-                self.state[f"{side}_outer"].addmm_(features.t(), features)
+    def reference(self) -> str:
+        return f"moments of pooled features, {self.network.identity}"
 
-    def sums(self) -> dict[str, Tensor]:
-        """images; per side the sum [2048] and the sum of outer products [2048, 2048] of the features."""
-        return self.state
-
-    def compute(self, sums: Mapping[str, Tensor]) -> float:
-        """Raises Incompatible below two images, which have no covariance."""
-        count = int(sums["images"])
-        if count < 2:
-            raise Incompatible(f"rFID needs at least 2 images, got {count}")
-        return frechet_distance(*(
-            (sums[f"{side}_sum"], sums[f"{side}_outer"], count) for side in ("original", "reconstruction")))
-
-
-def frechet_distance(one: tuple[Tensor, Tensor, int], other: tuple[Tensor, Tensor, int]) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) from (sum [D], sum of outer products [D, D], n) per side.
-
-    For C = A A^T the last trace is the sum of the singular values of A1^T A2, with A of as many columns as C
-    has rank. So singular covariances (n <= D) are exact too, where square roots of the eigenvalues of C1 C2
-    turn each rounding error of 1e-16 into 1e-8. Never below 0. On the CPU, about 3 s for D = 2048.
-    """
-    (mean1, root1), (mean2, root2) = _root(*one), _root(*other)
-    shared = root1.T @ root2
-    gram = shared @ shared.T if len(shared) <= shared.shape[1] else shared.T @ shared
-    overlap = np.sqrt(np.linalg.eigvalsh(gram).clip(0)).sum()
-    traces = np.square(root1).sum() + np.square(root2).sum()
-    return max(0.0, float(np.square(mean1 - mean2).sum() + traces - 2 * overlap))
-
-
-def _root(total: Tensor, outer: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean [D] and a factor A [D, rank] of the covariance A A^T, by a Cholesky decomposition with pivots."""
-    mean = (total / count).cpu().numpy()
-    covariance = ((outer / count).cpu().numpy() - np.outer(mean, mean)) * (count / (count - 1))
-    # what is left of zero after the subtraction of two large numbers is no variance
-    noise = np.finfo(np.float64).eps * len(mean) * (covariance.diagonal() + np.square(mean)).max()
-    factor, order, rank, _ = dpstrf(covariance, tol=noise, lower=1)
-    root = np.zeros((len(mean), rank))
-    root[order - 1] = np.tril(factor)[:, :rank]
-    return mean, root
+    def features(self, pictures: Tensor) -> Tensor:
+        return self.network(pictures)[0]

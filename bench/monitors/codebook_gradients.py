@@ -14,7 +14,9 @@ from bench.registry import register
 class CodebookGradients(Monitor):
     """|dL/de_k| after the backward and the average over processes, before the optimizer, on logged and watched steps.
 
-    Only for codebooks that learn by gradient; an EMA table has none, and no column is written for it.
+    Only for codebooks that learn by gradient. A level without such a table (moving averages, implicit codes) has no
+    column and an array of length 0: watched, and there is none. Behind a straight-through estimator only the codebook
+    loss reaches the table, so that a gradient of zero means: not chosen in this step.
     """
 
     def begin(self, tokenizer: Tokenizer, device: torch.device) -> None:
@@ -41,5 +43,6 @@ class CodebookGradients(Monitor):
         return row
 
     def arrays(self) -> dict[str, Tensor]:
-        return {level_name("code_gradient_norms", i, len(self.norms)): n
-                for i, n in enumerate(self.norms) if n is not None}
+        none = torch.zeros(0)
+        return {level_name("code_gradient_norms", i, len(self.norms)): none if norms is None else norms
+                for i, norms in enumerate(self.norms)}

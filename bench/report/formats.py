@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from bench.report.model import Cell, Header, Table
+from bench.report.model import ALIKE, DOUBTFUL, Cell, Header, Table
 
 if TYPE_CHECKING:
     import rich.table
@@ -23,6 +23,7 @@ UP = "../../"       # reports/<suite>/ is two folders below the repository, whic
 
 
 MANY = 100          # rows from which a terminal's table is laid out by `Quick`
+RULED = "    \n    \n ── \n    \n ── \n ── \n    \n    \n"      # a rule below the headings and between sections
 
 
 def _link(header: Header) -> str | None:
@@ -45,24 +46,25 @@ def _refs(notes: tuple[str, ...]) -> str:
 def to_markdown(table: Table) -> str:
     """A GitHub table with its caption and notes, without a heading. It cannot merge: headers are repeated."""
 
-    def header(cell: Header) -> str:
+    def header(cell: Header, sanity: bool) -> str:
         text = escape_markdown(cell.text)
-        return (f"[{text}]({target})" if (target := _link(cell)) else text) + _refs(cell.notes)
+        text = f"[{text}]({target})" if (target := _link(cell)) else f"<i>{text}</i>" if sanity and text else text
+        return text + _refs(cell.notes)
 
     def number(cell: Cell) -> str:
-        text = escape_markdown(cell.text)
+        text = escape_markdown(cell.shown)
         match cell.mark:
             case "best":
                 text = f"**{text}**"
             case "second":
                 text = f"<u>{text}</u>"
-        return text + _refs(cell.notes)
+        return text + _refs(cell.raised)
 
     headings = [escape_markdown(c.heading) for c in (*table.keys, *table.columns)]
     rules = [":---"] * len(table.keys) + ["---:"] * len(table.columns)
     lines = [headings, rules]
     for row in table.rows:
-        lines.append([header(h) for h in row.headers] + [number(c) for c in row.cells])
+        lines.append([header(h, row.sanity) for h in row.headers] + [number(c) for c in row.cells])
     parts = [escape_markdown(table.caption)] if table.caption else []
     parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     below = [f"<sup>{mark}</sup> {escape_markdown(sentence)}" for mark, sentence in table.footnotes]
@@ -78,9 +80,9 @@ def to_html(table: Table) -> str:
     """A <figure> with the table; row headers are merged with rowspan. The page around it is render.py's."""
     e = html.escape
 
-    def refs(notes: tuple[str, ...]) -> str:
-        links = (f'<a href="#{e(table.name)}-{m}">{m}</a>' for m in notes)
-        return f"<sup>{','.join(links)}</sup>" if notes else ""
+    def refs(raised: tuple[str, ...]) -> str:
+        links = (m if m == ALIKE else f'<a href="#{e(table.name)}-{m}">{m}</a>' for m in raised)
+        return f"<sup>{','.join(links)}</sup>" if raised else ""
 
     def header(cell: Header) -> str:
         text = e(cell.text)
@@ -92,10 +94,17 @@ def to_html(table: Table) -> str:
 
     def number(cell: Cell) -> str:
         tag = {"best": "b", "second": "u"}.get(cell.mark)
-        shown = f"<{tag}>{e(cell.text)}</{tag}>" if tag else e(cell.text)
-        mark = f' class="{cell.mark}"' if cell.mark else ""
+        shown = f"<{tag}>{e(cell.shown)}</{tag}>" if tag else e(cell.shown)
+        classes = " ".join(filter(None, (cell.mark, "alike" * cell.alike, "doubtful" * cell.doubtful)))
+        mark = f' class="{classes}"' if classes else ""
         raw = f' data-value="{cell.number!r}"' if cell.number is not None else ""
-        return f"<td{mark}{raw}>{shown}{refs(cell.notes)}</td>"
+        return f"<td{mark}{raw}>{shown}{refs(cell.raised)}</td>"
+
+    def row_class(i: int) -> str:
+        row = table.rows[i]
+        if row.sanity:
+            return ' class="sanity"' if i and table.rows[i - 1].sanity else ' class="sanity rule"'
+        return " class=first" if i and row.headers[0].span else ""
 
     lines = [f'<figure id="{e(table.name)}">']
     if table.caption:
@@ -106,7 +115,7 @@ def to_html(table: Table) -> str:
     lines += ["<thead>", f"<tr>{''.join(headings)}</tr>", "</thead>", "<tbody>"]
     for i, row in enumerate(table.rows):
         cells = [header(h) for h in row.headers if h.span] + [number(c) for c in row.cells]
-        lines.append(f"<tr{' class=first' if i and row.headers[0].span else ''}>{''.join(cells)}</tr>")
+        lines.append(f"<tr{row_class(i)}>{''.join(cells)}</tr>")
     lines += ["</tbody>", "</table></div>"]
     for mark, sentence in table.footnotes:
         lines.append(f'<p class="note" id="{e(table.name)}-{mark}"><sup>{mark}</sup> {e(sentence)}</p>')
@@ -124,6 +133,7 @@ _LATEX = {
     "|": r"\textbar{}", '"': "''", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}", "*": "{*}", "-": "-{}",
     "±": r"$\pm$", "–": "--", "—": "---", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "·": r"$\cdot$",
     "×": r"$\times$", "…": r"\dots{}", "²": r"$^2$", "µ": r"$\mu$", "σ": r"$\sigma$", "→": r"$\rightarrow$",
+    "≈": r"$\approx$", "≥": r"$\geq$", "≤": r"$\leq$", "−": "$-$",
 }
 
 
@@ -144,18 +154,19 @@ def to_latex(table: Table) -> str:
     r"""A table environment for booktabs and multirow; nothing else is needed."""
 
     def notes(marks: tuple[str, ...]) -> str:
-        return f"\\textsuperscript{{{','.join(marks)}}}" if marks else ""
+        return f"\\textsuperscript{{{','.join(map(escape_latex, marks))}}}" if marks else ""
 
-    def header(cell: Header) -> str:
+    def header(cell: Header, sanity: bool = False) -> str:
         if not cell.span:
             return ""
-        text = escape_latex(cell.text) + notes(cell.notes)
+        text = escape_latex(cell.text)
+        text = (f"\\textit{{{text}}}" if sanity and text else text) + notes(cell.notes)
         return f"\\multirow{{{cell.span}}}{{*}}{{{text}}}" if cell.span > 1 else text
 
     def number(cell: Cell) -> str:
-        text = escape_latex(cell.text)
+        text = escape_latex(cell.shown)
         command = {"best": "\\textbf", "second": "\\underline"}.get(cell.mark)
-        return (f"{command}{{{text}}}" if command else text) + notes(cell.notes)
+        return (f"{command}{{{text}}}" if command else text) + notes(cell.raised)
 
     lines = ["% needs \\usepackage{booktabs} and \\usepackage{multirow}", "\\begin{table}",
              "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
@@ -167,6 +178,10 @@ def to_latex(table: Table) -> str:
     lines.append(" & ".join(escape_latex(c.heading) for c in (*table.keys, *table.columns)) + " \\\\")
     lines.append("\\midrule")
     for i, row in enumerate(table.rows):
+        if row.sanity:
+            lines += ["\\midrule"] if i and not table.rows[i - 1].sanity else []
+            lines.append(" & ".join([header(h, True) for h in row.headers] + [number(c) for c in row.cells]) + " \\\\")
+            continue
         changed = next((j for j, h in enumerate(row.headers) if h.span), 0)
         merged = row.headers[changed].span > 1 or table.rows[i - 1].headers[changed].span != 1
         if i and changed < len(row.headers) - 1 and merged:
@@ -185,7 +200,8 @@ def to_latex(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Unrounded numbers for other programs: row keys, then mean, std, n and a remark of each column."""
+    """Unrounded numbers for other programs: row keys, then mean, std, n and a remark of each column, then whether the
+    row is one of runs or of sanity. Beside a published number stands the text that says what it rests on."""
 
     def safe(text: str) -> str:
         """A spreadsheet takes text that begins with one of these for a formula."""
@@ -195,15 +211,19 @@ def to_csv(table: Table) -> str:
     writer = csv.writer(out, lineterminator="\n")
     names = [c.key for c in table.keys]
     for column in table.columns:
-        names += [column.key, f"{column.key}_std", f"{column.key}_n", f"{column.key}_remark"]
-    writer.writerow([*map(safe, names), "remark"])
+        shown_as = ("_shown",) if column.kind != "value" else ("_std", "_n")
+        names += [column.name, *(f"{column.name}{part}" for part in (*shown_as, "_remark"))]
+    writer.writerow([*map(safe, names), "kind", "remark"])
     sentences = dict(table.footnotes)
     for row in table.rows:
         line = [safe(h.text) for h in row.headers]
-        for cell in row.cells:
-            remark = "; ".join(sentences[m] for m in cell.notes)
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            signs = [DOUBTFUL] * cell.doubtful + [f"{ALIKE} not distinguishable from the best"] * cell.alike
+            remark = "; ".join([*signs, *(sentences[m] for m in cell.notes)])
             shown = repr(cell.number) if cell.number is not None else "" if not cell.n else safe(cell.text)
-            line += [shown, "" if cell.std is None else repr(cell.std), str(cell.n), safe(remark)]
+            more = ["" if cell.std is None else repr(cell.std), str(cell.n)]
+            line += [shown, *(more if column.kind == "value" else [safe(cell.text)]), safe(remark)]
+        line.append("sanity" if row.sanity else "run")
         line.append(safe("; ".join(sentences[m] for h in row.headers for m in h.notes)))
         writer.writerow(line)
     return out.getvalue()
@@ -214,27 +234,28 @@ def to_csv(table: Table) -> str:
 
 def terminal_table(table: Table) -> Quick:
     """For printing with rich; footnotes and the stamp are its caption."""
-    from rich import box
+    from rich.box import Box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    def text(shown: str, notes: tuple[str, ...], style: str = "") -> rich.text.Text:
-        return Text.assemble((shown, style), (f" {','.join(notes)}" if notes else "", "dim"))
+    def text(shown: str, raised: tuple[str, ...], style: str = "") -> rich.text.Text:
+        return Text.assemble((shown, style), (f" {','.join(raised)}" if raised else "", "dim"))
 
     styles = {"best": "bold", "second": "underline", "failed": "red", "skipped": "dim", "missing": "dim"}
     below = [f"{mark} {sentence}" for mark, sentence in table.footnotes] + [*table.notes, table.stamp]
     out = RichTable(
         title=Text(table.title, style="bold"), title_justify="left",
         caption=Text("\n".join(below), style="dim"), caption_justify="left",
-        box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True,
+        box=Box(RULED), pad_edge=False, collapse_padding=True,
     )
     for c in table.keys:
         out.add_column(Text(c.heading))
     for c in table.columns:
         out.add_column(Text(c.heading), justify="right")
-    for row in table.rows:
-        out.add_row(*(text(h.text if h.span else "", h.notes) for h in row.headers),
-                    *(text(c.text, c.notes, styles.get(c.mark, "")) for c in row.cells))
+    for row, after in zip(table.rows, [*table.rows[1:], None], strict=True):
+        out.add_row(*(text(h.text if h.span else "", h.notes, "italic" if row.sanity else "") for h in row.headers),
+                    *(text(c.shown, c.raised, styles.get(c.mark, "")) for c in row.cells),
+                    end_section=after is not None and after.sanity and not row.sanity)
     return Quick(out)
 
 
@@ -274,7 +295,7 @@ class Quick:
                 spans += [span.move(at) for span in text.spans]
                 put(text.plain, text.style or ("bold" if i == 0 else ""))
                 put(("" if column.justify == "right" else blanks) + ("  " if column is not table.columns[-1] else "\n"))
-            if i == 0:
+            if i == 0 or table.rows[i - 1].end_section:
                 put("─" * whole + "\n")
         for said in (table.title, Text("".join(parts), spans=spans, no_wrap=True, end=""), table.caption):
             if said is not None:

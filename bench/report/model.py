@@ -7,8 +7,11 @@ from typing import Any, Literal
 
 Direction = Literal["higher", "lower", "none"]
 Mark = Literal["", "best", "second", "failed", "skipped", "missing"]
+Kind = Literal["value", "published", "difference"]
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 SECTIONS = ("parameters", "cost", "layout", "monitors")
+ALIKE = "≈"             # at a number whose runs cannot be told from the best row's
+DOUBTFUL = "(?)"        # after a number that a plausibility gate doubts
 
 
 def is_property(key: str) -> bool:
@@ -21,19 +24,25 @@ def is_property(key: str) -> bool:
 class Column:
     """A heading, of row headers or of numbers."""
 
-    key: str
+    key: str                                    # of a published number and its difference: that of ours
     title: str
     direction: Direction = "none"
     unit: str = ""
+    kind: Kind = "value"                        # ours, or what stands beside it
 
     @property
     def heading(self) -> str:
         return self.title + ARROWS[self.direction]
 
     @property
+    def name(self) -> str:
+        """Different for every column of a table."""
+        return self.key if self.kind == "value" else f"{self.key}_{self.kind}"
+
+    @property
     def measured(self) -> bool:
-        """A measured value, not a property of the run."""
-        return not is_property(self.key)
+        """A measured value of ours, not a property of the run."""
+        return self.kind == "value" and not is_property(self.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +66,25 @@ class Cell:
     n: int = 0
     mark: Mark = ""
     notes: tuple[str, ...] = ()
+    alike: bool = False                         # not distinguishable from the best over its runs
+    doubtful: bool = False                      # a gate doubts it; its footnote says why
+
+    @property
+    def shown(self) -> str:
+        """The text with the sign of doubt, which no format may leave out."""
+        return f"{self.text} {DOUBTFUL}" if self.doubtful else self.text
+
+    @property
+    def raised(self) -> tuple[str, ...]:
+        """What stands above the line: the sign of likeness, then the marks of footnotes."""
+        return (ALIKE, *self.notes) if self.alike else self.notes
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     headers: tuple[Header, ...]
     cells: tuple[Cell, ...]
+    sanity: bool = False                        # no tokenizer: a yardstick, below a rule at the end of the table
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +96,7 @@ class Table:
     caption: str | None
     keys: tuple[Column, ...]
     columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...]                       # those of sanity last
     footnotes: tuple[tuple[str, str], ...]      # (mark, sentence), in order of first use
     notes: tuple[str, ...]                      # sentences on the whole table
     stamp: str

@@ -8,23 +8,27 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from bench.report.columns import Built
 from bench.report.grouping import ABSENT, Arranged, canonical, over_value, plain
-from bench.report.model import Column
-from bench.results import DataRecord, Record
+from bench.report.lookup import same_content
+from bench.report.model import ALIKE, DOUBTFUL
+from bench.results import DataRecord, Record, Value
 from bench.weights import FILES
+
+FEW = 4         # with fewer runs a test finds large differences only
 
 
 def table_notes(
-    arranged: Arranged, runs: Sequence[Record], columns: Sequence[Column], over: Sequence[str], common_n: int
+    arranged: Arranged, runs: Sequence[Record], columns: Sequence[Built], over: Sequence[str], n: int
 ) -> list[str]:
-    """Sentences on the whole table."""
+    """Sentences on the whole table; `n` runs are behind most numbers."""
     if not runs:
         return ["No run has a record yet."]
     notes = []
     if all(r.debug for r in runs):
         notes.append("Debug runs of a few steps: these numbers say nothing about the tokenizers.")
-    if common_n:
-        notes.append(_averaging(runs, over, common_n))
+    if n:
+        notes.append(_averaging(runs, over, n))
     if arranged.added:
         headings = {k.resolved: k.heading for k in arranged.keys}
         shown = ", ".join(headings[k].rstrip(".") for k in arranged.added)
@@ -33,14 +37,36 @@ def table_notes(
         notes.append(f"Rows also differ in {key}: {_few(values)}.")
     notes += _how_trained(runs)
     notes += _other_code(runs)
-    notes += _how_measured(runs, columns)
-    if units := [f"{c.title} in {c.unit}" for c in columns if c.unit not in ("", "share") and c.measured]:
+    notes += _how_measured(columns)
+    if units := [f"{b.column.title} in {b.column.unit}" for b in columns
+                 if b.column.unit not in ("", "share") and b.column.measured]:
         notes.append(f"Units: {', '.join(units)}.")
     for split in ("train", "test"):
         if files := sorted({f for r in runs if split in r.data for f in r.data[split].left_out}):
             notes.append(f"Left out as unreadable ({split}): {_few(files)}.")
-    if any(c.direction != "none" for c in columns) and len(arranged.groups) > 1:
+    notes += _signs(columns)
+    return notes
+
+
+def _signs(columns: Sequence[Built]) -> list[str]:
+    """What bold, lines and signs mean, of those that are in the table."""
+    notes, cells = [], [c for b in columns for c in (*b.cells, *b.sanity)]
+    ranked = [b for b in columns if any(c.mark == "best" for c in b.cells)]
+    if ranked or (any(b.column.direction != "none" for b in columns) and len(columns[0].cells) > 1):
         notes.append("Bold: best; underlined: second best (of unrounded means).")
+    if any(c.alike for c in cells):
+        few = min((c.n for b in ranked for c in b.cells if c.alike), default=0)
+        weak = f"; of {few} runs that says little" if few < FEW else ""
+        notes.append(f"{ALIKE}: not distinguishable from the best over its runs (Welch's t-test, p ≥ 0.05{weak}).")
+    elif ranked and all(c.n == 1 for b in ranked for c, ok in zip(b.cells, b.comparable, strict=True) if ok):
+        notes.append("Single runs: whether a difference is more than chance is not known.")
+    if any(c.doubtful for c in cells):
+        notes.append(f"{DOUBTFUL}: implausible, as its footnote says; not compared with the others.")
+    if beside := [b for b in columns if b.column.kind == "difference"]:
+        points = "; of shares in percentage points" if any(b.column.unit == "share" for b in beside) else ""
+        notes.append(f"Difference: ours minus published, only where both were measured alike{points}.")
+    if any(b.sanity for b in columns):
+        notes.append("Last rows, in italics: no tokenizers but yardsticks, measured on the same images.")
     return notes
 
 
@@ -92,26 +118,24 @@ def _facts(facts: Mapping[str, Any]) -> list[str]:
     return [word for key, word in words.items() if key in facts] + list(facts.get("versions", {}))
 
 
-def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str]:
-    """Protocols, and a window's fill and ceiling."""
+def _how_measured(columns: Sequence[Built]) -> list[str]:
+    """Protocols, and a window's fill and ceiling, of the numbers that are shown."""
     notes = []
-    shown_names = {c.key for c in columns}
-    fewer = {f"{v.images:,} of {r.data['test'].images:,}" for r in runs if r.trained and "test" in r.data
-             for v in r.values.values() if v.name in shown_names and v.number is not None
-             and v.images < r.data["test"].images}
+    fewer = {f"{v.images:,} of {r.data['test'].images:,}" for b in columns for r, v in b.values
+             if "test" in r.data and v.images < r.data["test"].images}
     if fewer:
         notes.append(f"Measured on the first {_few(sorted(fewer))} test images.")
-    notes += _other_networks(runs, columns)
+    notes += _other_networks(columns)
     named: dict[str, list[str]] = {}
-    for column in columns:
-        every = [v for r in runs if r.trained for v in r.values.values() if v.name == column.key]
-        values = [v for v in every if v.number is not None]
-        for protocol in sorted({v.protocol for v in values}):
-            named.setdefault(protocol, []).append(column.title)
-        details = sorted({k for v in values if v.window is not None for k in v.details})
-        spans = [(k, [x for v in values if (x := v.details.get(k)) is not None]) for k in details]
+    for built in columns:
+        title = built.column.title
+        for protocol in sorted({_protocol(built, v) for _, v in built.values}):
+            named.setdefault(protocol, []).append(title)
+        windows = [v for _, v in built.values if v.window is not None]
+        details = sorted({k for v in windows for k in v.details})
+        spans = [(k, [x for v in windows if (x := v.details.get(k)) is not None]) for k in details]
         if parts := [f"{k} {_span(numbers)}" for k, numbers in spans if numbers]:
-            notes.append(f"{column.title}: {', '.join(parts)}.")
+            notes.append(f"{title}: {', '.join(parts)}.")
     if len(named) == 1:
         notes.insert(0, f"Measuring protocol: {next(iter(named))}.")
     elif named:
@@ -120,15 +144,22 @@ def _how_measured(runs: Sequence[Record], columns: Sequence[Column]) -> list[str
     return notes
 
 
-def _other_networks(runs: Sequence[Record], columns: Sequence[Column]) -> list[str]:
+def _protocol(built: Built, value: Value) -> str:
+    """The protocol that the column names, where the number is one of it, whatever it was stored under."""
+    asked = built.asked
+    if asked is not None and asked.wish is not None and same_content(value, asked.wish):
+        return asked.protocol
+    return value.protocol
+
+
+def _other_networks(columns: Sequence[Built]) -> list[str]:
     """Numbers of a network whose file is not the published one, byte for byte, are comparable among themselves only."""
     found: dict[str, list[str]] = {}
-    for column in columns:
-        networks = {(name, known) for r in runs if r.trained for v in r.values.values() if v.name == column.key
-                    for name, known in v.settings.get("networks", {}).items()}
+    for built in columns:
+        networks = {pair for _, v in built.values for pair in v.settings.get("networks", {}).items()}
         for name, known in sorted(networks):
             if name not in FILES or known != FILES[name].prefix:
-                found.setdefault(f"{name} {known}", []).append(column.title)
+                found.setdefault(f"{name} {known}", []).append(built.column.title)
     return [f"{', '.join(titles)}: with a weight file that is not the published one ({network})."
             for network, titles in found.items()]
 
@@ -162,14 +193,15 @@ def images_text(records: Sequence[Record]) -> str:
     return "; ".join([f"{parts[0]} images", *parts[1:]])
 
 
-def stamp(runs: Sequence[Record], suite: str) -> str:
-    """Where the table comes from: suite, identity, commits, date of the last run, images."""
+def stamp(runs: Sequence[Record], suite: str, beneath: Sequence[Record] = ()) -> str:
+    """Where the table comes from: suite, identity (of the yardsticks' numbers, too), commits, date of the last run,
+    images."""
     commits = sorted({str(c)[:12] + ("+dirty" if r.provenance.get("dirty") else "")
                       for r in runs if (c := r.provenance.get("commit"))})
     images = {images_text([r]) for r in runs} - {""}
     used = "images: see footnotes" if images else "images not recorded"
     used = images.pop() if len(images) == 1 else used
-    parts = [f"suite {suite}" if suite else "", f"identity {identity(runs)}",
+    parts = [f"suite {suite}" if suite else "", f"identity {identity([*runs, *beneath])}",
              f"commit {_few(commits, 4)}" if commits else "commit unknown",
              _latest([str(f) for r in runs if (f := r.provenance.get("finished"))]) or "no date",
              f"{len(runs)} run{'' if len(runs) == 1 else 's'}",

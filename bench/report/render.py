@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
@@ -15,22 +16,34 @@ from bench.report.spec import ReportSpec
 from bench.report.tables import build_table
 from bench.results import Record
 
+if TYPE_CHECKING:
+    from bench.published import Published
 
-def build_tables(name: str, records: Iterable[Record], report: ReportSpec) -> list[Table]:
-    """The tables of a suite, in the order of its YAML."""
+
+def build_tables(
+    name: str, records: Iterable[Record], report: ReportSpec, *,
+    sanity: Sequence[Record] = (), entries: Sequence[Published] | None = None,
+) -> list[Table]:
+    """The tables of a suite, in the order of its YAML.
+
+    `sanity`: the yardsticks of results/<name>/sanity.jsonl; `entries`: what is published (None:
+    results/published.csv, read where a column wants it).
+    """
     runs = list(records)
-    return [build_table(runs, spec, suite=name) for spec in report.tables]
+    return [build_table(runs, spec, suite=name, sanity=sanity, published=report.published, entries=entries)
+            for spec in report.tables]
 
 
 def render_suite(
-    name: str, records: Iterable[Record], report: ReportSpec, question: str, reports: Path
+    name: str, records: Iterable[Record], report: ReportSpec, question: str, reports: Path, *,
+    sanity: Sequence[Record] = (), entries: Sequence[Published] | None = None,
 ) -> list[Path]:
     """Write reports/<name>/ and return its files; those whose content is unchanged are not touched.
 
     table.md and table.html hold all tables of the suite; table.tex and table.csv the first, table-<name>.tex
     and table-<name>.csv each further one. Raises BadInput naming the folder where it cannot be written.
     """
-    return render_tables(name, build_tables(name, records, report), question, reports)
+    return render_tables(name, build_tables(name, records, report, sanity=sanity, entries=entries), question, reports)
 
 
 def render_tables(name: str, tables: Sequence[Table], question: str, reports: Path) -> list[Path]:

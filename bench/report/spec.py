@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -17,6 +17,9 @@ ROW_TITLES = {
     "train.data": "training images",
 }
 SHORT = {"seed": "train.seed", "seeds": "train.seed"}
+
+#: files that every report may have
+TAKEN = ("table", "curves", "losses", "codebook", "reconstructions")
 
 #: a file's name is made of it
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=80)]
@@ -61,6 +64,8 @@ class ColumnKey(Frozen):
     key: str                                # psnr, usage_window, parameters.total, ...
     title: str | None = None                # heading; default: the metric's own title
     decimals: Annotated[int, Field(ge=0, le=12)] | None = None      # default: the metric's; per cent: 2
+    mixed: bool = False                     # show numbers of other protocols too, footnoted; else they are refused
+    published: bool = False                 # with two columns beside it: the published number, and ours minus it
 
 
 class TableSpec(Frozen):
@@ -72,6 +77,7 @@ class TableSpec(Frozen):
     rows: tuple[str | RowKey, ...]
     columns: tuple[str | ColumnKey, ...]
     over: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("train.seed",)
+    sanity: bool = True                     # with the suite's sanity rows, where it asks for some
 
     @property
     def heading(self) -> str:
@@ -90,19 +96,48 @@ class TableSpec(Frozen):
 
 
 class FigureSpec(Frozen):
-    """One figure: each of `y` against `x`, one panel a column, points per run and the mean as a line."""
+    """One figure: each of `y` against `x`, one panel a column.
+
+    A `line` figure has a line for each `hue` and whatever else differs, points per run and their mean; `x` is a setting
+    (tokenizer.quantizer.codebook_size) or what is known of a run (layout.total_codes, parameters.total). A `tradeoff`
+    has a point a row and the best that can be had at each `x`, which may be a measured value, too.
+    """
 
     name: Name
     title: str | None = None
+    kind: Literal["line", "tradeoff"] = "line"
     x: str | RowKey
     y: Annotated[tuple[str | ColumnKey, ...], BeforeValidator(_as_tuple)]
     hue: str | RowKey | None = None
     over: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ("train.seed",)
+    published: bool = False                 # with the published numbers of the same settings (the report's `published`)
 
-    def table(self) -> TableSpec:
+    @property
+    def x_key(self) -> RowKey:
+        return RowKey(key=self.x) if isinstance(self.x, str) else self.x
+
+    @property
+    def hue_key(self) -> RowKey | None:
+        return RowKey(key=self.hue) if isinstance(self.hue, str) else self.hue
+
+    def table(self, *, x_heads_rows: bool = True) -> TableSpec:
         """The table that holds this figure's numbers: grouping, means and titles are decided in one place."""
-        rows = (self.x,) if self.hue is None else (self.hue, self.x)
-        return TableSpec(name=self.name, title=self.title, rows=rows, columns=self.y, over=self.over)
+        rows = ((self.hue,) if self.hue is not None else ()) + ((self.x,) if x_heads_rows else ())
+        columns = tuple(ColumnKey(key=c) if isinstance(c, str) else c for c in self.y)
+        return TableSpec(name=self.name, title=self.title, rows=rows or ("tokenizer",), over=self.over, sanity=False,
+                         columns=tuple(c.model_copy(update={"published": False}) for c in columns))
+
+
+class PublishedSpec(Frozen):
+    """Which published system the runs of a suite are, in the words of results/published.csv.
+
+    `system` and `variant` may hold settings of a run in braces: "K={tokenizer.quantizer.codebook_size}".
+    """
+
+    system: str
+    variant: str = ""
+    protocol: str | None = None             # only numbers of this protocol; default: any that matches ours
+    dataset: str | None = None              # default: the run's
 
 
 class ReportSpec(Frozen):
@@ -110,6 +145,7 @@ class ReportSpec(Frozen):
 
     tables: tuple[TableSpec, ...] = ()
     figures: tuple[FigureSpec, ...] = ()
+    published: tuple[PublishedSpec, ...] = ()
 
     @model_validator(mode="after")
     def _names_differ(self) -> ReportSpec:
@@ -118,6 +154,9 @@ class ReportSpec(Frozen):
             if double := next((n for n in names if names.count(n) > 1), None):
                 raise ValueError(f"two {kind} are called {double!r}; give each its own name")
         for figure in self.figures:
-            if figure.name in ("table", "curves") or figure.name.startswith("table-"):
+            if figure.name in TAKEN or figure.name.startswith(("table-", "codebook-")):
                 raise ValueError(f"a figure cannot be called {figure.name!r}: that name is taken")
+            if figure.published and not self.published:
+                raise ValueError(f"figure {figure.name!r} shows published numbers; say in `report.published` which systems "
+                                 f"the runs are")
         return self

@@ -1,0 +1,161 @@
+"""Which stored numbers belong in a column, and under which conditions each was measured. Torch-free.
+
+A column `ssim` finds values of that name. `ssim@llamagen` asks for a measurement by its content: whatever the value
+is called, it belongs there if metric, keywords and preparation of the images are those of that protocol.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.errors import BadInput
+from bench.protocol import SEPARATOR, Wish, wanted
+from bench.registry import signature
+from bench.report.grouping import ABSENT, Group, canonical, plain
+from bench.results import Record, Value
+
+
+def attributes(metric: str) -> Mapping[str, Any]:
+    """A metric's literal class attributes; {} where its source is not here any more."""
+    try:
+        return signature("metric", metric).attributes
+    except (BadInput, SyntaxError, OSError):
+        return {}
+
+
+def _telling(metric: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords, as JSON has them, without those that say what the metric did before it had the keyword."""
+    neutral = attributes(metric).get("neutral", {})
+    return {k: v for k, v in json.loads(json.dumps(dict(keywords))).items() if k not in neutral or neutral[k] != v}
+
+
+def conditions(record: Record, value: Value) -> dict[str, Any]:
+    """How a number was measured, flat, and on which test images. Only equal conditions may be compared."""
+    found = value.conditions()
+    for key in value.keywords.keys() - _telling(value.metric, value.keywords):
+        found.pop(key, None)
+    test = record.data.get("test")
+    return found | ({"test images": test.fingerprint} if test is not None else {})
+
+
+def difference(mine: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, str]:
+    """Condition -> 'psnr 1 instead of 2', of those that differ."""
+    pairs = {k: (mine.get(k, ABSENT), usual.get(k, ABSENT)) for k in sorted({*mine, *usual})}
+    return {k: f"{k} {plain(a)} instead of {plain(b)}" for k, (a, b) in pairs.items() if a != b}
+
+
+# -- values of a column --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a column of measured values asks for."""
+
+    key: str                                    # as the suite writes it: ssim, or ssim@llamagen
+    wish: Wish | None = None                    # of a key with a protocol: what is looked up by content
+
+    @property
+    def name(self) -> str:
+        """The value's name in its protocol."""
+        return self.key.partition(SEPARATOR)[0]
+
+    @property
+    def protocol(self) -> str:
+        """The protocol that the key names; '' where it names none."""
+        return self.key.partition(SEPARATOR)[2]
+
+    def of(self, record: Record) -> list[Value]:
+        """The record's values for this column, by value id."""
+        values = [v for _, v in sorted(record.values.items())]
+        if self.wish is not None:
+            return [v for v in values if v.name == self.key or same_content(v, self.wish)]
+        return [v for v in values if v.name == self.key] or _under_another_name(self.key, values)
+
+
+def asked(key: str, records: Sequence[Record]) -> Asked:
+    """Raises BadInput for an unknown protocol, or a value it does not have, unless a record knows the key."""
+    if SEPARATOR not in key:
+        return Asked(key)
+    try:
+        return Asked(key, wanted(key, ""))
+    except BadInput as error:
+        if any(v.name == key for r in records for v in r.values.values()):
+            return Asked(key)
+        raise BadInput(f"report: columns: {key}: {error}") from None
+
+
+def same_content(value: Value, wish: Wish) -> bool:
+    """Whether a stored value was measured as a protocol wishes: metric, keywords, preparation of the images."""
+    return (value.metric == wish.metric.name and value.settings.get("prepare") == wish.prepare
+            and _telling(value.metric, value.keywords) == _wished(wish.metric.name, canonical(wish.metric.kwargs)))
+
+
+@functools.cache
+def _wished(metric: str, keywords: str) -> dict[str, Any]:
+    return _telling(metric, json.loads(keywords))
+
+
+def _under_another_name(key: str, values: Sequence[Value]) -> list[Value]:
+    """`psnr`, where the same measurement was asked for as `psnr@llamagen` first and is stored under that name."""
+    others = [v for v in values if v.name.startswith(key + SEPARATOR)]
+    found = []
+    for protocol in sorted({v.protocol for v in values if SEPARATOR not in v.name}) if others else ():
+        try:
+            wish = wanted(key, protocol)
+        except BadInput:
+            continue
+        found += [v for v in others if same_content(v, wish)]
+    return found
+
+
+# -- numbers of a row ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The numbers of one group under one set of conditions."""
+
+    conditions: dict[str, Any]
+    values: tuple[tuple[Record, Value], ...]
+    doubtful: tuple[str, ...] = ()              # sentences on runs that were measured twice, differently
+
+    @property
+    def numbers(self) -> list[float]:
+        return [v.number for _, v in self.values if v.number is not None]
+
+
+def measured(group: Group, column: Asked) -> dict[str, Measured]:
+    """The numbers of a group's trained runs by their conditions, in canonical form."""
+    found: dict[str, Measured] = {}
+    for record in group.records:
+        here: dict[str, list[Value]] = {}
+        for value in column.of(record) if record.trained else ():
+            if value.number is not None and math.isfinite(value.number):
+                here.setdefault(canonical(conditions(record, value)), []).append(value)
+        for text, values in here.items():
+            numbers = list(dict.fromkeys(v.number for v in values))
+            before = found.get(text, Measured(conditions(record, values[0]), ()))
+            doubt = () if len(numbers) == 1 else (
+                f"measured more than once under the same conditions, with different results "
+                f"({', '.join(repr(x) for x in numbers)}); the first is shown",)
+            runs = (*before.values, (record, values[0]))
+            found[text] = Measured(before.conditions, runs, before.doubtful + doubt)
+    return found
+
+
+def by_preference(rows: Sequence[Mapping[str, Measured]]) -> list[str]:
+    """Conditions that most rows share come first; of equally frequent ones, the metric's newest revision."""
+    counts = Counter(text for m in rows for text in m)
+    known = {text: one.conditions for m in rows for text, one in m.items()}
+
+    def preference(text: str) -> tuple[int, float, str]:
+        revision = known[text].get("revision")
+        return -counts[text], -revision if isinstance(revision, int | float) else 0.0, text
+
+    return sorted(counts, key=preference)

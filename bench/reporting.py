@@ -1,0 +1,50 @@
+"""A suite's whole report: tables, figures, codebook diagnostics, reconstructions; all from what is stored. Torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.collect import records_file
+from bench.places import Places
+from bench.published import published_file, read_published
+from bench.report.model import Table
+from bench.report.render import build_tables, render_tables
+from bench.report.spec import ReportSpec
+from bench.results import Record, read_records
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was rendered."""
+
+    tables: tuple[Table, ...]
+    paths: tuple[Path, ...]             # files written, or kept since they hold the same
+
+
+def render(
+    name: str, question: str, report: ReportSpec, records: Sequence[Record], places: Places, *, figures: bool
+) -> Report:
+    """Write reports/<name>/. The same records give the same bytes; files whose content is unchanged are not touched.
+
+    Reconstructions are drawn where the run folders are on this machine.
+    """
+    if not records:
+        return Report((), ())
+    home = records_file(places, name).parent
+    compared = any(column.published for table in report.tables for column in table.column_keys())
+    entries = read_published(published_file(places.results)) if compared else ()
+    tables = build_tables(name, records, report, sanity=read_records(home / "sanity.jsonl"), entries=entries)
+    paths = list(render_tables(name, tables, question, places.reports))
+    if figures:
+        from bench.diagnostics import diagnostics_folder
+        from bench.report.diagnostics import render_diagnostics
+        from bench.report.figures import render_figures
+        from bench.report.strips import render_reconstructions
+
+        curves = home / "curves.parquet"
+        paths += render_figures(name, records, report, curves, places.reports)
+        paths += render_reconstructions(name, records, places.runs, places.reports)
+        paths += render_diagnostics(name, records, diagnostics_folder(places, name), curves, places.reports)
+    return Report(tuple(tables), tuple(paths))
