@@ -18,10 +18,15 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@
 
+# The libraries that other repositories measure with, which our metrics are tested against.
+$(VENV)/parity: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[parity]'
+	touch $@
+
 quickstart: install
 	$(BIN)/bench run suites/quickstart.yaml $(OPTIONS)
 
-test: install
+test: $(VENV)/parity
 	$(BIN)/pytest $(ARGS)
 
 # On a SLURM cluster of our own that lives as long as the tests. `python3 tests/slurm_cluster.py missing` says what it lacks.

@@ -33,7 +33,7 @@ from bench.results import Component, Record, Value, read_records, write_records
 from bench.run import Run, Wanted, data_key, describe, open_images, streams
 from bench.spec import ComponentSpec, Spec, bind, flatten, identity
 from bench.types import TokenizerOutput, TokenLayout
-from bench.weights import missing, needed, sentence
+from bench.weights import FILES, missing, needed
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ FILE = "sanity.jsonl"
 MOST_RATES = 3              # that baselines are matched to: the lowest, the median, the highest
 BATCH = 128                 # images; changes no number
 LEARNED_FROM = 10_000       # training images that are decoded where no decoded set is kept
-NOT_HERE = "not measured: "  # begins a reason that may be gone tomorrow
+NOT_HERE = "not measured: the pretrained network "     # begins a reason that may be gone tomorrow
 
 Progress = Callable[[str, int, int], None]      # (label of the row, images done, of all)
 
@@ -282,7 +282,8 @@ def _measured(
             if absent := missing(_networks(w), places):
                 images_of_all = setting.run.data["test"].images
                 count = min(images_of_all, w.spec.images or images_of_all)
-                values[value_id] = _value(w, Measured(None, NOT_HERE + sentence(absent, places), images=count))
+                why = f"{NOT_HERE}{' and '.join(FILES[name].file for name in absent)} was not there; `bench prepare` fetches it"
+                values[value_id] = _value(w, Measured(None, why, images=count))     # no path: records name no place
             else:
                 todo[value_id] = w
     if known is not None and not todo:

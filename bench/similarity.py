@@ -135,7 +135,7 @@ def _block(x: Tensor, y: Tensor, window: Window, bounds: tuple[float, float, boo
     means, variances = maps[:2], maps[2:]
     if window.total != 1:
         variances.mul_(window.total)
-    us, ud, vs, vd = maps
+    us, vs, vd = means[0], *variances
     us2, ud2 = means.square()
     vs.sub_(us2)
     vd.sub_(ud2)
@@ -155,7 +155,7 @@ def _block(x: Tensor, y: Tensor, window: Window, bounds: tuple[float, float, boo
 
 def _filter(maps: Tensor, weights: tuple[float, ...]) -> Tensor:
     """[M, H, W, planes] -> [M, H - size + 1, W - size + 1, planes], contiguous."""
-    count, height, width, planes = maps.shape
+    _, height, width, planes = maps.shape
     size = len(weights)
     if maps.dtype == torch.float32:
         # as a convolution of `planes` channels with themselves, which lie innermost as it likes them

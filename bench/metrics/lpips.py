@@ -21,7 +21,9 @@ SMALLEST = {"alex": 31, "squeeze": 17, "vgg": 16}
 class LPIPS(PerImageMean):
     """LPIPS v0.1 (arXiv:1801.03924) with its linear heads, at native resolution; mean over images.
 
-    Values of different trunks (`net`) are on different scales. AlexNet is the usual one for evaluation.
+    Of the lpips package version 0.1 is the one with inputs scaled by ImageNet's mean and deviation and heads trained so;
+    0.0 lacked the scaling. Values of different trunks (`net`) are on different scales. AlexNet is the usual one for
+    evaluation.
     """
 
     title = "LPIPS"
@@ -30,6 +32,14 @@ class LPIPS(PerImageMean):
     decimals = 4
     needs = ("lpips_{net}",)
     revision = 1
+    caveats = (
+        "Trunks are on different scales: never compare alex with vgg or squeeze.",
+        "Tokenizers are trained with LPIPS of VGG: measured with the trunk it was trained with, a tokenizer looks better "
+        "than it is. AlexNet is the usual judge.",
+        "Networks want values in [-1, 1]; given [0, 1] without saying so, the package returns a number that is too small.",
+        "It depends on the resolution: 64-pixel and 256-pixel values are not comparable, and images are not resized here.",
+        "Version 0.1; version 0.0 of the heads gives other values.",
+    )
 
     def __init__(self, *, net: Literal["alex", "squeeze", "vgg"] = "alex") -> None:
         self.net = net

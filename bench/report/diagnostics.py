@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.files import replace_file
-from bench.report.drawing import colour_of, natural, to_csv, write
+from bench.report.drawing import natural, to_csv, write
+from bench.report.series import run_colours
 from bench.report.formats import escape_markdown
 from bench.results import Record
 
@@ -51,7 +52,7 @@ def render_diagnostics(
     if not any((diagnostics / f"{r.train_id}.npz").is_file() for r in runs):
         return []
     shown, left = runs[:most], runs[most:] if most is not None else []
-    colours = colour_of(r.label for r in runs)
+    colours = run_colours(every_run)
     errors = _errors(curves, {r.train_id for r in shown})
     written: list[Path] = []
     page = [f"# {escape_markdown(name)}: codebook diagnostics\n"]
@@ -60,7 +61,7 @@ def render_diagnostics(
         drawn: list[str] = []
         where = f"diagnostics/{folder_of(run)}"
         if archive:
-            subject = Subject(run.label, colours[run.label], archive)
+            subject = Subject(run.label, colours[run.train_id], archive)
             for figure, (picture, header, rows) in every(subject, errors.get(run.train_id, ())):
                 written += write(reports / name / where, figure, picture, to_csv(header, rows))
                 drawn.append(figure)
