@@ -524,19 +524,19 @@ def logs(
 
     opened = open_suite(suite, overrides, name, include, debug, results=results, runs=runs, data=data)
     found, places = opened.runs, opened.places
-    matching = [r for r in found if which in (r.train_id, r.label)] or matching(found, [which])
-    if len(matching) != 1:
-        raise BadInput(f"{suite}: {len(matching)} runs match {which!r}{did_you_mean(which, [r.label for r in matching])}")
-    folder = RunFolder(places.runs, matching[0].train_id)
+    one = [r for r in found if which in (r.train_id, r.label)] or matching(found, [which])
+    if len(one) != 1:
+        raise BadInput(f"{suite}: {len(one)} runs match {which!r}{did_you_mean(which, [r.label for r in one])}")
+    folder = RunFolder(places.runs, one[0].train_id)
     printed = [*job_logs(folder)[:1], *sorted(folder.logs.glob("failure*.txt"))]
     for path in printed:
         console.print(f"[bold]{path.name}[/]")
         for line in path.read_text(errors="replace").splitlines()[-lines:]:
             console.print(line, markup=False, highlight=False)
     if follow:
-        _tail(opened, matching[0], printed[0] if printed and printed[0].suffix != ".txt" else None)
+        _tail(opened, one[0], printed[0] if printed and printed[0].suffix != ".txt" else None)
     elif not printed:
-        console.print(f"{matching[0].label}: no log yet")
+        console.print(f"{one[0].label}: no log yet")
 
 
 def _tail(opened: Opened, one: Run, shown: Path | None) -> None:

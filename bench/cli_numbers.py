@@ -114,13 +114,24 @@ def score_samples(
     as_json: AsJson = False,
 ) -> None:
     """Print FID, sFID, Inception score, precision and recall of samples against a reference."""
+    import torch
+    from rich.table import Table
+
     from bench.places import Places
-    from bench.score import score, shown
+    from bench.score import score
     from bench.terminal import Bars
 
     with Bars("features of") as bars:
-        scores = score(reference, samples, places=Places.find(), device=device, progress=bars)
+        scores = score(reference, samples, places=Places.find(), device=torch.device(device) if device else None,
+                       progress=lambda done, total: bars("the images", done, total))
     if as_json:
-        print(json.dumps(scores.rows(), indent=1))
+        print(json.dumps({"values": scores.values, "reasons": scores.reasons, "reference_images": scores.reference_images,
+                          "sample_images": scores.sample_images, "network": scores.network}, indent=1))
         return
-    console.print(shown(scores))
+    known = f"{scores.reference_images:,} images" if scores.reference_images else "stored statistics"
+    table = Table("metric", "value", title=f"{scores.sample_images:,} samples against {known}", title_justify="left")
+    for title, value, reason in scores.rows():
+        table.add_row(title, f"{value:.4f}" if value is not None else f"– ({reason})")
+    console.print(table)
+    for sentence in (f"Network: {scores.network}.", *scores.caveats):
+        console.print(sentence, markup=False, highlight=False)

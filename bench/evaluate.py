@@ -22,7 +22,7 @@ from bench.errors import BadInput, Incompatible
 from bench.files import write_atomic
 from bench.interfaces import Metric, Tokenizer
 from bench.originals import Originals
-from bench.prepare import Prepared, to_8bit
+from bench.prepare import Prepared
 
 GRID_IMAGES = 32        # first images of the split, as in the reference's sample grid
 GRID_COLUMNS = 8        # pictures in a row: four originals, each beside its reconstruction

@@ -47,9 +47,13 @@ class InceptionFeatures:
     def __init__(self, *, resize: Literal["tensorflow", "torch"] = "tensorflow",
                  device: torch.device | None = None, places: Places | None = None) -> None:
         """places: where the weights are. Raises BadInput where they are not on this machine."""
-        self.resize = resize
+        self.resize, self.places = resize, places
         self.network = inception(places).to(device or torch.device("cpu"))
-        self.identity = f"inception {weights.identity('inception', places or Places.find())}, resize {resize}"
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Which weights, and how images are resized: what decides the features of an image."""
+        return f"inception {weights.identity('inception', self.places or Places.find())}, resize {self.resize}"
 
     def __call__(self, pictures: Tensor) -> Features:
         return once(pictures, self.network, self.resize, self._compute)
@@ -79,9 +83,12 @@ class TrunkFeatures:
 
     def __init__(self, name: str, *, device: torch.device | None = None, places: Places | None = None) -> None:
         """name: a key of SIDES. Raises BadInput where its weights are not on this machine."""
-        self.name = name
+        self.name, self.places = name, places
         self.network = trunk(name, places).to(device or torch.device("cpu"))
-        self.identity = f"{name} {weights.identity(f'frechet_{name}', places or Places.find())}"
+
+    @functools.cached_property
+    def identity(self) -> str:
+        return f"{self.name} {weights.identity(f'frechet_{self.name}', self.places or Places.find())}"
 
     def __call__(self, pictures: Tensor) -> Tensor:
         return once(pictures, self.network, self.name, self._compute)

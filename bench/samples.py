@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench.build import build_state, pick_device
@@ -48,7 +50,7 @@ def save_samples(
         if originals not in written:
             with NpzWriter(originals, *_shape(images)) as file:
                 for start in range(0, len(images), BATCH):
-                    file.add(start, images[start : start + BATCH])
+                    file.add(start, torch.from_numpy(images[start : start + BATCH].copy()))
             written[originals] = None
         state = build_state(run.train, run.loop, (), where)
         saved = read_state(_final(run, places), where)
@@ -59,11 +61,8 @@ def save_samples(
             state.average.swap(state.model)
         path = folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', run.label)}-{run.train_id}.npz"
         with NpzWriter(path, *_shape(images)) as file:
-            def keep(start: int, pictures: torch.Tensor, file: NpzWriter = file) -> None:
-                file.add(start, pictures.cpu().numpy())
-
-            measure(state.model, images, {}, device=where, batch_size=BATCH, keep=keep,
-                    progress=None if progress is None else lambda done, of, label=run.label: progress(label, done, of))
+            measure(state.model, images, {}, device=where, batch_size=BATCH, keep=file.add,
+                    progress=None if progress is None else functools.partial(progress, run.label))
         written[path] = None
     return list(written)
 
@@ -72,6 +71,6 @@ def _final(run: Run, places: Places) -> Path:
     return RunFolder(places.runs, run.train_id).checkpoints / "final.pt"
 
 
-def _shape(images: object) -> tuple[int, int, int]:
-    count, _, height, width = images.shape      # type: ignore[attr-defined]
+def _shape(images: np.ndarray) -> tuple[int, int, int]:
+    count, _, height, width = images.shape
     return count, height, width

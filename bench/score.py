@@ -31,8 +31,8 @@ TITLES = {"fid": "FID", "sfid": "sFID", "inception_score": "Inception score", "p
 #: names in a file, and numbers an image
 STATISTICS = {"pooled": ("mu", "sigma", POOLED), "spatial": ("mu_s", "sigma_s", SPATIAL)}
 CAVEATS = (
-    "The ADM evaluator runs TensorFlow's graph of 2015; this is torch-fidelity's port of the same weights, so values "
-    "agree to about three digits, not to all.",
+    "The ADM evaluator runs TensorFlow's graph of 2015; this is torch-fidelity's port of the same weights, close but not "
+    "equal: differences in the last digits of published values mean nothing.",
     "All five depend on the number of images: published values are of 50,000 samples, precision and recall against "
     "10,000 reference images.",
     "Stored statistics count only for what made them: those of pytorch-fid or clean-fid (other resizing) give another "

@@ -469,7 +469,7 @@ def test_a_continuous_tokenizer_has_no_codes_to_count(kind: type) -> None:
 def test_split_in_two_and_summed_equals_the_whole(name: str, weights: Path) -> None:
     images, others = smooth(5, 40, 0), noisy(smooth(5, 40, 0), 20, 1)
     codes = torch.randint(0, 8, (5, 4, 2), generator=torch.Generator().manual_seed(0))
-    keywords = {"lpips": {"net": "squeeze"}, "usage": {"window": 7},
+    keywords = {"lpips": {"net": "squeeze"}, "usage": {"window": 7}, "ms_ssim": {"scales": 2},
                 "frechet_distance": {"network": "squeezenet"}}.get(name, {})
     whole, first, second = (resolve("metric", name)(**keywords) for _ in range(3))
     values = []

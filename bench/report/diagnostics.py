@@ -14,8 +14,8 @@ from typing import Any
 
 from bench.files import replace_file
 from bench.report.drawing import natural, to_csv, write
-from bench.report.series import run_colours
 from bench.report.formats import escape_markdown
+from bench.report.series import run_colours
 from bench.results import Record
 
 MOST_RUNS = 24              # runs that are drawn unless more are asked for
