@@ -446,8 +446,8 @@ MORE = "  measure: {values: [psnr]}\n"
     (changed("[psnr]", "[psnrr]"),
      'small.yaml:13: measure.values.0 = "psnrr": protocol ours-1 has no such value; did you mean psnr?'),
     (changed("[psnr]", "[]"), "small.yaml:13: measure.values = []: at least one value is needed"),
-    (changed("[psnr]", "[psnr], protocol: ours-2"),
-     "small.yaml:13: measure.protocol = \"ours-2\": there is no protocol 'ours-2'; did you mean ours-1?"),
+    (changed("[psnr]", "[psnr], protocol: ours-9"),
+     "small.yaml:13: measure.protocol = \"ours-9\": there is no protocol 'ours-9'; did you mean ours-1?"),
     (changed("[psnr]", "[psnr], weights: average"),
      'small.yaml:13: measure.weights = "average": there are no averaged '
      "weights without train.average; set it, for example to 0.999"),
