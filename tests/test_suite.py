@@ -447,7 +447,7 @@ MORE = "  measure: {values: [psnr]}\n"
      'small.yaml:13: measure.values.0 = "psnrr": protocol ours-1 has no such value; did you mean psnr?'),
     (changed("[psnr]", "[]"), "small.yaml:13: measure.values = []: at least one value is needed"),
     (changed("[psnr]", "[psnr], protocol: ours-9"),
-     "small.yaml:13: measure.protocol = \"ours-9\": there is no protocol 'ours-9'; did you mean ours-1?"),
+     "small.yaml:13: measure.protocol = \"ours-9\": there is no protocol 'ours-9'; did you mean ours-2?"),
     (changed("[psnr]", "[psnr], weights: average"),
      'small.yaml:13: measure.weights = "average": there are no averaged '
      "weights without train.average; set it, for example to 0.999"),
