@@ -577,7 +577,7 @@ def prepare(
     """Fetch data sets and pretrained weights that a suite needs, and decode its images: all that wants a network."""
     from bench.registry import resolve
     from bench.run import open_images
-    from bench.weights import download, missing
+    from bench.weights import FILES, download, missing, sentence
 
     opened = open_suite(suite, overrides, include=include, data=data)
     found, places = opened.runs, opened.places
@@ -591,10 +591,13 @@ def prepare(
             notice.print(f"fetching {dataset.train.dataset.name} into {places.data}")
             resolve("dataset", dataset.train.dataset.name).download(places.data)
             fetched = True
-    for network in missing(sorted({n for r in found for w in r.values for n in w.spec.networks}), places):
+    lacking = missing(sorted({n for r in found for w in r.values for n in w.spec.networks}), places)
+    for network in (n for n in lacking if FILES[n].url):
         notice.print(f"fetching {network}")
         download(network, places)
         fetched = True
+    if nowhere := [n for n in lacking if not FILES[n].url]:     # the others are here first
+        raise BadInput(sentence(nowhere, places))
     if fetched:
         opened = open_suite(suite, overrides, include=include, data=data)
     _decode(opened.runs, places, leave_out)

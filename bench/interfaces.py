@@ -206,7 +206,8 @@ class Metric(ABC):
 
     @abstractmethod
     def sums(self) -> dict[str, Tensor]:
-        """Statistics to be added across processes; float64 or int64."""
+        """Statistics to be added across processes: float64 or int64, or a float32 row an image, zero where it is
+        another process's."""
 
     @abstractmethod
     def compute(self, sums: Mapping[str, Tensor]) -> float: ...

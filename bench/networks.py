@@ -6,7 +6,8 @@ to the rounding of float32 (about 1e-6 of a feature).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,9 @@ class FoldedInception(nn.Module):
     logits is empty, [B, 0], unless it is the whole network.
     """
 
-    def __init__(self, network: nn.Module, last: str = "Mixed_7c") -> None:
+    head: Tensor
+
+    def __init__(self, network: Any, last: str = "Mixed_7c") -> None:
         """network: torch-fidelity's FeatureExtractorInceptionV3, with its weights; it is taken apart."""
         super().__init__()
         self.layers = nn.ModuleDict()
@@ -54,9 +57,9 @@ class FoldedInception(nn.Module):
 def _folded(layer: nn.Module) -> nn.Module:
     """Every pair `conv`, `bn` inside becomes one convolution with a bias, and nothing."""
     for part in layer.modules():
-        if isinstance(getattr(part, "conv", None), nn.Conv2d) and isinstance(getattr(part, "bn", None), nn.BatchNorm2d):
-            part.conv = fuse_conv_bn_eval(part.conv.double(), part.bn.double()).float()
-            part.bn = nn.Identity()
+        conv, norm = getattr(part, "conv", None), getattr(part, "bn", None)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            part.conv, part.bn = fuse_conv_bn_eval(conv.double(), norm.double()).float(), nn.Identity()
     return layer
 
 
@@ -74,7 +77,7 @@ class MobileNetV2(nn.Module):
         """Raises KeyError for a layer that is not in `arrays`."""
         super().__init__()
         self.first = _keras_convolution(arrays, "Conv1", "bn_Conv1", stride=2)
-        self.blocks = nn.ModuleList()
+        blocks = []
         for i in range(17):
             prefix = f"block_{i}_" if i else "expanded_conv_"
             block = nn.ModuleDict()
@@ -82,7 +85,8 @@ class MobileNetV2(nn.Module):
                 block["expand"] = _keras_convolution(arrays, f"{prefix}expand")
             block["depthwise"] = _keras_convolution(arrays, f"{prefix}depthwise", stride=2 if i in self.STRIDE_TWO else 1)
             block["project"] = _keras_convolution(arrays, f"{prefix}project")
-            self.blocks.append(block)
+            blocks.append(block)
+        self.blocks: Iterable[nn.ModuleDict] = nn.ModuleList(blocks)        # type: ignore[assignment]
         self.last = _keras_convolution(arrays, "Conv_1", "Conv_1_bn")
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ class MobileNetV2(nn.Module):
         return F.relu6(self.last(h)).mean((2, 3))
 
 
-def _padded(h: Tensor, convolution: nn.Conv2d) -> Tensor:
+def _padded(h: Tensor, convolution: Any) -> Tensor:
     return F.pad(h, (0, 1, 0, 1)) if convolution.stride == (2, 2) else h
 
 

@@ -65,7 +65,7 @@ class NpzWriter:
             images = images.permute(0, 2, 3, 1).cpu().numpy()
         if images.dtype != np.uint8 or images.shape[1:] != self.shape or not 0 <= index <= self.count - len(images):
             raise ValueError(f"{images.dtype} {images.shape} from {index} on: not in {(self.count, *self.shape)}")
-        data = np.ascontiguousarray(images)
+        data = np.ascontiguousarray(images).data.cast("B")
         in_order = self.main and index == self.written
         self._crc = zlib.crc32(data, self._crc) if in_order and self._crc is not None else None
         try:
@@ -109,8 +109,8 @@ class NpzWriter:
         else:
             self.discard()
 
-    def _write(self, data: bytes | np.ndarray, offset: int) -> None:
-        rest = memoryview(data).cast("B")
+    def _write(self, data: bytes | memoryview, offset: int) -> None:
+        rest = memoryview(data)
         while len(rest):
             done = os.pwrite(self._file, rest, offset)
             rest, offset = rest[done:], offset + done
@@ -165,7 +165,7 @@ class NpzImages:
                 wanted = min(size, self.count - start)
                 data = bytearray(wanted * image)
                 view = memoryview(data)
-                while len(view) and (got := file.readinto(view)):
+                while len(view) and (got := file.readinto(view)):           # type: ignore[attr-defined]
                     view = view[got:]
                 if len(view):
                     raise BadInput(f"{self.path}: ends in the middle of its images; write it again")

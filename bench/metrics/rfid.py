@@ -38,8 +38,8 @@ class RFID(FrechetMetric):
         "numbers of images, and with published values only at theirs (50,000 for ImageNet's validation split).",
         "The resize to 299 pixels is part of it: pytorch-fid (resize torch) and torch-fidelity (resize tensorflow) "
         "differ on the same images, and neither is clean-fid, which resizes with antialias beforehand.",
-        "The ADM evaluator runs TensorFlow's graph; this is torch-fidelity's port of the same weights, which differs "
-        "in the third digit at most.",
+        "The ADM evaluator runs TensorFlow's graph; this is torch-fidelity's port of the same weights, close but not "
+        "equal: differences in the last digits of published values mean nothing.",
         "Originals must have had the same crop and resize as what the tokenizer saw, and 8-bit rounding or not is "
         "part of the protocol.",
     )

@@ -26,8 +26,7 @@ class SFID(FrechetMetric):
     needs = ("inception",)
     revision = 1
     caveats = (
-        "Seven channels out of 192, chosen for their number alone: a convention of the ADM evaluator, not a definition "
-        "of the paper.",
+        "Seven channels out of 192, the first ones, so that there are about as many features as FID has: a convention.",
         "Biased upwards for few images: compare only equal numbers of images.",
         "For reconstructions it is usually far below the values of generative models, and not comparable with them.",
     )
