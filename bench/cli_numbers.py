@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +24,9 @@ from bench.cli import (
 )
 from bench.errors import BadInput
 from bench.terminal import console
+
+if TYPE_CHECKING:
+    import torch
 
 
 @app.command("explain")
@@ -70,6 +73,7 @@ def verify_suite(
     """List ours against published numbers with tolerance and verdict; ends with 1 where comparable ones differ."""
     from bench.collect import records_file, report_spec
     from bench.places import Places
+    from bench.published import published_file, read_published
     from bench.results import read_records
     from bench.verify import differing, print_verdicts, read_tolerance, to_json, verify
 
@@ -78,7 +82,8 @@ def verify_suite(
     records = read_records(records_file(places, name))
     if not records:
         raise BadInput(f"{records_file(places, name)}: there are no records of {name} yet; `bench run {suite}` makes them")
-    verdicts = verify(records, spec, tolerances=dict(map(read_tolerance, tolerance or ())))
+    entries = read_published(published_file(places.results))
+    verdicts = verify(records, spec, entries, tolerances=dict(map(read_tolerance, tolerance or ())))
     if as_json:
         print(to_json(verdicts))
     else:
@@ -90,7 +95,7 @@ def verify_suite(
 @app.command("sanity")
 def measure_sanity_rows(
     suite: SuiteArgument, overrides: Overrides = None,
-    rows: Annotated[list[str] | None, typer.Option("--row", help="This baseline instead of those the suite asks for.")] = None,
+    rows: Annotated[list[str] | None, typer.Option("--row", help="Only this baseline, whether the suite asks for it or not; rows that are there stay.")] = None,
     only: Only = None, name: Name = None, results: Results = None, runs: Runs = None, data: Data = None, include: Include = None,
 ) -> None:
     """Measure the suite's sanity rows (identity, mean colour, JPEG, ...) on this machine; `bench report` shows them."""
@@ -100,7 +105,7 @@ def measure_sanity_rows(
     asked = rows or opened.suite.baselines()
     if not asked:
         raise BadInput(f"{opened.suite.file}: it asks for no sanity rows; add `sanity: [identity, jpeg]`, or name them with --row")
-    records = measure_baselines(opened.name, matching(opened.runs, only), asked, opened.places)
+    records = measure_baselines(opened.name, matching(opened.runs, only), asked, opened.places, forget=not (rows or only))
     for record in records:
         console.print(f"{record.label}: {record.reason or f'{len(record.values)} values'}", markup=False, highlight=False)
     console.print(f"`bench report {opened.name}` shows them", highlight=False)
@@ -114,7 +119,6 @@ def score_samples(
     as_json: AsJson = False,
 ) -> None:
     """Print FID, sFID, Inception score, precision and recall of samples against a reference."""
-    import torch
     from rich.table import Table
 
     from bench.places import Places
@@ -122,7 +126,7 @@ def score_samples(
     from bench.terminal import Bars
 
     with Bars("features of") as bars:
-        scores = score(reference, samples, places=Places.find(), device=torch.device(device) if device else None,
+        scores = score(reference, samples, places=Places.find(), device=_device(device),
                        progress=lambda done, total: bars("the images", done, total))
     if as_json:
         print(json.dumps({"values": scores.values, "reasons": scores.reasons, "reference_images": scores.reference_images,
@@ -135,3 +139,17 @@ def score_samples(
     console.print(table)
     for sentence in (f"Network: {scores.network}.", *scores.caveats):
         console.print(sentence, markup=False, highlight=False)
+
+
+def _device(name: str | None) -> torch.device | None:
+    """Raises BadInput for what is no device, or none of this machine."""
+    import torch
+
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadInput(f"--device {name}: not on this machine ({str(error).splitlines()[0]}); leave it out, or write cpu") from error
+    return device

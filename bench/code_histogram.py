@@ -252,11 +252,13 @@ class TupleMetric(Metric):
         return [found[level] for level in range(len(self.vocab_sizes))]
 
     def details(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
-        """codes: tokens. used: distinct tuples. combinations: as many could be. hard_ceiling, ceiling: the share of
-        them that so many tokens can show at most, and show on average when all are equally likely."""
+        """codes: tokens. used: distinct tuples. combinations: as many could be (inf from 2^1023 on). hard_ceiling,
+        ceiling: the share of them that so many tokens can show at most, and show on average when all are equally likely.
+        """
         tokens = sums["tuples"].shape[0] * sums["tuples"].shape[1]
         return {
-            "codes": float(tokens), "used": float(len(self.tuples(sums))), "combinations": float(self.combinations),
+            "codes": float(tokens), "used": float(len(self.tuples(sums))),
+            "combinations": float(self.combinations) if self.combinations < 2**1023 else math.inf,
             "hard_ceiling": min(self.combinations, tokens) / self.combinations,
             "ceiling": expected_share(self.combinations, tokens),
         }

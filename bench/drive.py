@@ -217,12 +217,15 @@ def _set_aside(p: Planned, places: Places, name: str) -> bool:
     return True
 
 
-def measure_baselines(name: str, runs: Sequence[Run], asked: Sequence[Any], places: Places) -> list[Record]:
-    """A suite's sanity rows, on this machine; those that are measured already are not measured again."""
+def measure_baselines(
+    name: str, runs: Sequence[Run], asked: Sequence[Any], places: Places, *, forget: bool = True,
+) -> list[Record]:
+    """A suite's sanity rows, on this machine; those that are measured already are not measured again. `forget`: rows
+    that are not asked for leave."""
     from bench.sanity import measure_sanity
 
     with Bars("sanity row") as bars:
-        return measure_sanity(name, runs, asked, places, progress=bars)
+        return measure_sanity(name, runs, asked, places, progress=bars, forget=forget)
 
 
 # -- cancelling --------------------------------------------------------------------------------------------------------

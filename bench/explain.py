@@ -25,8 +25,8 @@ def explain(word: str) -> dict[str, Any]:
 
     Raises BadInput with the nearest name.
     """
-    name, _, protocol = word.partition(SEPARATOR)
-    if protocol:
+    name, foreign, protocol = word.partition(SEPARATOR)
+    if foreign:
         said = load_protocol(protocol)
         if name not in said.values:
             raise BadInput(f"protocol {protocol} has no such value{did_you_mean(name, said.values)}")

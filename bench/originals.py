@@ -48,15 +48,17 @@ class Originals:
             return
         for name, metric in metrics.items():
             if (reference := metric.reference()) is not None:
-                key, known = from_main(functools.partial(self._look, name, reference, ways[name]))
+                key, known = from_main(functools.partial(self._look, name, metric, reference, ways[name]))
                 if known:
                     held = self._held.pop(name, None)       # on the main process
                     metric.take_originals(None if held is None else {k: v.to(device) for k, v in held.items()})
                 else:
                     self._keys[name] = key
 
-    def _look(self, name: str, reference: str, way: Mapping[str, Any]) -> tuple[str, bool]:
-        text = json.dumps([self.digest, reference, dict(way)], sort_keys=True)
+    def _look(self, name: str, metric: Metric, reference: str, way: Mapping[str, Any]) -> tuple[str, bool]:
+        kind = type(metric)
+        whose = [f"{kind.__module__}.{kind.__qualname__}", getattr(kind, "revision", 1), sorted(metric.originals)]
+        text = json.dumps([self.digest, whose, reference, dict(way)], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         if (sums := self._read(key)) is not None:
             self._held[name] = sums

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -36,22 +36,25 @@ class PerImageMean(Metric):
         return float(sums["total"] / sums["images"])
 
 
-def image_blocks(images: Tensor) -> Iterator[slice]:
-    """Slices of a batch, of 1 MiB in float32 on a CPU, so that they stay in its cache."""
-    step = max(1, (1 << 18 if images.device.type == "cpu" else 1 << 26) // images[0].numel())
-    for start in range(0, len(images), step):
-        yield slice(start, start + step)
+def sums_of_differences(images: Tensor, others: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Two [B, C, H, W], uint8 or float32 -> the sum over each image of `function` of the differences, float64 [B].
 
-
-def squared_errors(images: Tensor, others: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """Two [B, C, H, W] in 0..255, uint8 or float32 -> mean squared error of each image, float64 [B].
-
-    weights: of each channel; then of their weighted sum. Exact for 8 bits and no weights.
+    `function` gets [rows, W] and may work in place. Sums of squares of 8-bit differences are exact.
     """
-    squares = torch.empty(len(images), dtype=torch.float64, device=images.device)
-    for block in image_blocks(images):
-        difference = images[block].float().sub_(others[block])
-        if weights is not None:
-            difference = (difference * difference.new_tensor(weights).view(-1, 1, 1)).sum(1)
-        squares[block] = difference.square_().flatten(1).sum(1, dtype=torch.float64)
-    return squares / difference[0].numel()
+    width = images.shape[-1]
+    one, other = images.reshape(-1, width), others.reshape(-1, width)
+    exact = torch.float32 if width * 255**2 < 2**24 else torch.float64
+    sums = torch.empty(len(one), dtype=exact, device=one.device)
+    # On a CPU blocks that stay in its fastest cache, and below the 2^15 values from where torch's threads would share
+    # each operation: to wait for each other takes longer than all of it.
+    step = max(1, (1 << 14 if one.device.type == "cpu" else 1 << 26) // width)
+    for start in range(0, len(one), step):
+        block = slice(start, start + step)
+        difference = torch.sub(one[block].float(), other[block].float())
+        torch.sum(function(difference), 1, dtype=exact, out=sums[block])
+    return sums.view(len(images), -1).sum(1, dtype=torch.float64)
+
+
+def squared_errors(images: Tensor, others: Tensor) -> Tensor:
+    """Two [B, C, H, W] in 0..255, uint8 or float32 -> mean squared error of each image, float64 [B]."""
+    return sums_of_differences(images, others, Tensor.square_) / images[0].numel()

@@ -135,8 +135,8 @@ def wanted(column: str, main: str) -> Wish:
 
     Raises BadInput with the nearest name for an unknown protocol or value.
     """
-    name, _, other = column.partition(SEPARATOR)
-    protocol = load_protocol(other or main)
+    name, foreign, other = column.partition(SEPARATOR)
+    protocol = load_protocol(other if foreign else main)
     if name not in protocol.values:
         raise BadInput(f"protocol {protocol.name} has no such value{did_you_mean(name, protocol.values)}")
     return Wish(protocol, name, protocol.metric(name), protocol.prepared(name))

@@ -33,9 +33,11 @@ def render(
     if not records:
         return Report((), ())
     home = records_file(places, name).parent
-    compared = any(column.published for table in report.tables for column in table.column_keys())
+    compared = any(column.published for table in report.tables for column in table.column_keys()) or any(
+        figure.published for figure in report.figures)
+    sanity = read_records(home / "sanity.jsonl")
     entries = read_published(published_file(places.results)) if compared else ()
-    tables = build_tables(name, records, report, sanity=read_records(home / "sanity.jsonl"), entries=entries)
+    tables = build_tables(name, records, report, sanity=sanity, entries=entries)
     paths = list(render_tables(name, tables, question, places.reports))
     if figures:
         from bench.diagnostics import diagnostics_folder
@@ -44,7 +46,7 @@ def render(
         from bench.report.strips import render_reconstructions
 
         curves = home / "curves.parquet"
-        paths += render_figures(name, records, report, curves, places.reports)
+        paths += render_figures(name, records, report, curves, places.reports, sanity=sanity, entries=entries)
         paths += render_reconstructions(name, records, places.runs, places.reports)
         paths += render_diagnostics(name, records, diagnostics_folder(places, name), curves, places.reports)
     return Report(tuple(tables), tuple(paths))

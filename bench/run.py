@@ -27,6 +27,12 @@ class Wanted(Spec):
     def value_id(self) -> str:
         return self.spec.value_id
 
+    def model_copy(self, **how: Any) -> Wanted:
+        """As pydantic's, but without the id that is kept here: a changed copy is another number."""
+        copied = super().model_copy(**how)
+        copied.__dict__.pop("value_id", None)
+        return copied
+
     def settings(self) -> dict[str, Any]:
         """What is in the value id besides the metric's keywords, for the record."""
         spec = self.spec

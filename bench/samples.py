@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,11 +29,14 @@ def save_samples(
     runs: Sequence[Run], places: Places, folder: Path, *, device: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> list[Path]:
-    """FOLDER/<label>.npz of each trained run and FOLDER/originals-<data set>.npz: uint8 [n, H, W, 3] under arr_0, in
-    the order of the test split. `progress(label, images, of images)`.
+    """FOLDER/<label>-<train id>.npz of each trained run and, of each set of test images, one
+    FOLDER/originals-<data set>-<size>px-<id>.npz, whose id follows from what the images are: uint8 [n, H, W, 3] under
+    arr_0, in the order of the test split. `progress(label, images, of images)`.
 
-    Raises BadInput for a run that is not trained, before anything is written, and where the folder cannot be written.
+    Runs that are recorded as impossible are left out. Raises BadInput for one that is not trained, before anything is
+    written, and where the folder cannot be written.
     """
+    runs = [run for run in runs if not _impossible(run, places)] or runs
     for run in runs:
         if not _final(run, places).is_file():
             raise BadInput(f"{run.label} is not trained yet, so it has no reconstructions to save; `bench run` trains it")
@@ -46,7 +51,7 @@ def save_samples(
         images = decoded(opened, data_key(run.train.dataset), places)
         limit = min((w.spec.images or len(images) for w in run.values), default=len(images))
         images = images[:limit]
-        originals = folder / f"originals-{run.train.dataset.name}-{images.shape[-1]}px.npz"
+        originals = folder / f"originals-{run.train.dataset.name}-{images.shape[-1]}px-{_of_images(run, len(images))}.npz"
         if originals not in written:
             with NpzWriter(originals, *_shape(images)) as file:
                 for start in range(0, len(images), BATCH):
@@ -65,6 +70,17 @@ def save_samples(
                     progress=None if progress is None else functools.partial(progress, run.label))
         written[path] = None
     return list(written)
+
+
+def _impossible(run: Run, places: Places) -> bool:
+    record = RunFolder(places.runs, run.train_id).record()
+    return record is not None and record.state == "skipped"
+
+
+def _of_images(run: Run, count: int) -> str:
+    """Six hex digits that differ for other test images: another crop, other files, fewer of them."""
+    text = json.dumps([data_key(run.train.dataset), run.data["test"].fingerprint, count])
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
 
 
 def _final(run: Run, places: Places) -> Path:

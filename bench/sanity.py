@@ -126,13 +126,14 @@ def bind_baseline(given: str | Mapping[str, Any] | ComponentSpec) -> ComponentSp
 
 def measure_sanity(
     suite: str, runs: Sequence[Run], asked: Sequence[str | Mapping[str, Any] | ComponentSpec], places: Places,
-    *, device: str | None = None, progress: Progress | None = None,
+    *, device: str | None = None, progress: Progress | None = None, forget: bool = True,
 ) -> list[Record]:
     """Measure the baselines asked for on the test images of these runs, under all values that these runs ask for.
 
     A baseline with a rate is made once for each rate among the suite's tokenizers, recorded or in `runs` (of more than
     three the lowest, the median and the highest). Rows and values that results/<suite>/sanity.jsonl has are not
-    measured again; each row is written as it is known. A baseline that cannot be had for these images gives a record
+    measured again; each row is written as it is known; with `forget`, rows on these images that are not asked for leave
+    the file. A baseline that cannot be had for these images gives a record
     that is skipped with the reason, and a value whose pretrained network is not here a reason instead of a number,
     asked again next time. One process does this. Raises BadInput for unknown names, and where the images are not here.
     """
@@ -151,7 +152,8 @@ def measure_sanity(
                 found.append(record)
                 if record != known.get(row.train_id):
                     write_records(path, [*known.values(), record])
-    _forget(path, {r.train_id for r in found}, [_plain(s.run.train.dataset) for s in settings])
+    if forget:
+        _forget(path, {r.train_id for r in found}, [_plain(s.run.train.dataset) for s in settings])
     return found
 
 

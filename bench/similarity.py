@@ -10,18 +10,17 @@ with E and V the mean and the variance in a window. So four filters do, instead 
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 #: pixels of one block on a CPU: four float32 maps of it are 3 MiB and stay in the cache
 BLOCK = 3 << 16
-#: planes of a block, side by side in memory: a multiple of the 16 float32 of a vector register
-PLANES = 48
-#: above this, the rounding of float32 may be worth 1e-6 of a plane's mean; see `_block`
+#: planes of a block, side by side in memory, and of larger images: multiples of the 16 float32 of a vector register
+PLANES, LEAST = 48, 16
+#: above this, the rounding of float32 could be worth 2e-6 of a plane's mean; see `_block`
 DOUBT = 8.0
 
 
@@ -57,6 +56,7 @@ def structural_similarity(
     C1 = (0.01 data_range)^2 and C2 = (0.03 data_range)^2. sample_covariance: variances times n / (n - 1), n the
     number of weights. clip_contrast: where contrast-structure is negative it counts 0, in SSIM too.
     Within 1e-6 of float64 arithmetic, mostly within 1e-7.
+    The work of one thread: for many planes call it by bench.threads.in_shares.
     """
     n = len(window.weights) ** 2
     c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
@@ -65,7 +65,8 @@ def structural_similarity(
     # window.total^2 because E and V are left multiplied by it
     bounds = (2 * c1 * window.total**2, 2 * c2 * window.total**2, clip_contrast)
     if x.device.type != "cpu":                  # float64 is cheap enough there
-        return _mean(x, y, window, bounds, torch.float64)[:2]
+        similarity, contrast, _ = _mean(x, y, window, bounds, torch.float64)
+        return similarity, contrast
     similarity, contrast, doubt = _mean(x, y, window, bounds, torch.float32)
     again = doubt > DOUBT
     if again.any():
@@ -74,34 +75,15 @@ def structural_similarity(
 
 
 def _mean(x: Tensor, y: Tensor, window: Window, bounds: tuple[float, float, bool], dtype: torch.dtype) -> Tensor:
-    """The means over windows of `_block`'s three, float64 [3, planes]; on a CPU, a share of the planes per thread.
-
-    A thread works through blocks that stay in its core's cache and waits for nobody. Torch's own threads would
-    share each of the thirty steps of a block, and meet after each: slower, and much slower on a busy machine.
-    """
-    threads = torch.get_num_threads() if x.device.type == "cpu" else 1
-    share = max(-(-len(x) // threads), 16)
-    if share >= len(x):
-        return _mean_of_share(x, y, window, bounds, dtype)
-    try:
-        # the number of threads is one of the calling thread, so that each of these has 1
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            shares = pool.map(lambda one, other: _mean_of_share(one, other, window, bounds, dtype),
-                              x.split(share), y.split(share))
-            return torch.cat(list(shares), 1)
-    finally:
-        torch.set_num_threads(threads)          # ... but for what torch remembers for threads to come
-
-
-def _mean_of_share(x: Tensor, y: Tensor, window: Window, bounds: tuple[float, float, bool],
-                   dtype: torch.dtype) -> Tensor:
-    """`_mean` in one thread, in blocks of planes and rows."""
+    """The means over windows of `_block`'s three, float64 [3, planes], in blocks of planes and rows."""
     count, height, width = x.shape
     reach = len(window.weights) - 1
     tall = height - reach
-    pixels = BLOCK if x.device.type == "cpu" else 1 << 26
-    planes = PLANES if PLANES * height * width <= pixels else PLANES // 3
-    rows = max(pixels // (planes * width) - reach, 2 * reach, 1)
+    if x.device.type == "cpu":
+        planes = PLANES if PLANES * height * width <= BLOCK else LEAST
+        rows = max(BLOCK // (planes * width) - reach, 2 * reach, 1)
+    else:                                       # few large blocks: 128 MiB of maps
+        planes, rows = max(1, (1 << 22) // (height * width)), tall
     sums = torch.zeros(3, count, dtype=torch.float64, device=x.device)
     room = torch.empty(4 * (min(rows, tall) + reach) * width * min(planes, count), dtype=dtype, device=x.device)
     for i in range(0, count, planes):
@@ -155,15 +137,15 @@ def _block(x: Tensor, y: Tensor, window: Window, bounds: tuple[float, float, boo
 
 def _filter(maps: Tensor, weights: tuple[float, ...]) -> Tensor:
     """[M, H, W, planes] -> [M, H - size + 1, W - size + 1, planes], contiguous."""
-    _, height, width, planes = maps.shape
-    size = len(weights)
+    planes, size = maps.shape[-1], len(weights)
     if maps.dtype == torch.float32:
         # as a convolution of `planes` channels with themselves, which lie innermost as it likes them
         row = maps.new_tensor(weights).expand(planes, size)
-        maps = F.conv2d(maps.permute(0, 3, 1, 2), row.view(planes, 1, 1, size), groups=planes)
-        maps = F.conv2d(maps, row.view(planes, 1, size, 1), groups=planes)
+        maps = functional.conv2d(maps.permute(0, 3, 1, 2), row.view(planes, 1, 1, size), groups=planes)
+        maps = functional.conv2d(maps, row.view(planes, 1, size, 1), groups=planes)
         return maps.permute(0, 2, 3, 1).contiguous()
-    for dim, length in ((1, height - size + 1), (2, width - size + 1)):
+    for dim in (1, 2):
+        length = maps.shape[dim] - size + 1
         out = maps.narrow(dim, 0, length) * weights[0]
         for k in range(1, size):
             out.add_(maps.narrow(dim, k, length), alpha=weights[k])

@@ -10,7 +10,11 @@ import pytest
 from commands import Bench, suite
 from inception_file import write_random_inception
 
-from bench.results import read_records
+from bench.places import Places
+from bench.results import Record, read_records
+from bench.runs import RunFolder
+from bench.samples import save_samples
+from bench.suite import Suite
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +74,8 @@ def test_sanity_measures_a_further_row_and_nothing_twice(trained: tuple[Bench, P
     out = bench("sanity", str(path), "--row", "identity", "--row", "jpeg")
     assert "JPEG" in out
     assert "did you mean identity" in bench("sanity", str(path), "--row", "identty", code=2)
+    first = {r.fields["sanity"] for r in read_records(bench.folder / "results" / "numbers" / "sanity.jsonl")}
+    assert first == {"identity", "mean_colour", "jpeg"}, "the rows that were there stay"
     bench("report", str(path))
     assert "JPEG" in (bench.folder / "reports" / "numbers" / "table.md").read_text()
 
@@ -80,15 +86,37 @@ def test_reconstructions_are_saved_and_scored(trained: tuple[Bench, Path]) -> No
     folder = bench.folder / "samples"
     bench("eval", str(path), "--launcher", "debug", "--save-npz", str(folder))
     files = {file.stem: np.load(file)["arr_0"] for file in folder.glob("*.npz")}
-    original = files.pop("originals-photos-32px")
+    stem, = (name for name in files if name.startswith("originals-photos-32px-"))
+    original = files.pop(stem)
     assert original.dtype == np.uint8 and original.shape[1:] == (32, 32, 3) and len(files) == 2
     records = {r.train_id: r for r in read_records(bench.folder / "results" / "numbers" / "records.jsonl")}
     for name, pictures in files.items():
         squares = np.square(pictures.astype(float) - original).mean((1, 2, 3)) / 255**2
         measured = next(v.number for v in records[name[-12:]].values.values() if v.name == "psnr")
         assert -10 * np.log10(squares).mean() == pytest.approx(measured, abs=1e-6)
-    reference = str(folder / "originals-photos-32px.npz")
+    reference = str(folder / f"{stem}.npz")
     said = bench("score", reference, reference, "--json", seconds=300)
     values = json.loads(said[said.index("{"): said.rindex("}") + 1])["values"]
     assert values["fid"] == pytest.approx(0, abs=1e-5) and values["precision"] == values["recall"] == 1
     assert "not trained yet" in bench("eval", str(path), "train.steps=21", "--launcher", "debug", "--save-npz", str(folder), code=2)
+
+
+def test_each_set_of_test_images_has_its_own_originals(trained: tuple[Bench, Path]) -> None:
+    """Fewer images, or others, are not what the other runs' samples are to be scored against; what is impossible is left out."""
+    bench, path = trained
+    places = Places.find(results=bench.folder / "results", runs=bench.folder / "runs")
+    [run] = Suite.load(path, ["seeds=[0]"]).expand(places)
+    few = run.model_copy(update={"values": tuple(
+        w.model_copy(update={"spec": w.spec.model_copy(update={"images": 40})}) for w in run.values)})
+    [never] = Suite.load(path, ["seeds=[7]"]).expand(places)
+    folder = RunFolder(places.runs, never.train_id).create()
+    folder.write_record(Record(train_id=never.train_id, label=never.label, state="skipped", reason="impossible", spec={}, fields={}))
+    written = save_samples([run, few, never], places, bench.folder / "sets", device="cpu")
+    counts = {file.name: len(np.load(file)["arr_0"]) for file in written if file.name.startswith("originals-")}
+    assert sorted(counts.values()) == [40, 512]
+
+
+def test_a_device_that_is_none_is_told(trained: tuple[Bench, Path]) -> None:
+    bench, _ = trained
+    out = bench("score", "a.npz", "b.npz", "--device", "gpu", code=2)
+    assert out.startswith("--device gpu: not on this machine") and "Traceback" not in out

@@ -265,6 +265,13 @@ def test_tuples_equal_a_counter(data: st.DataObject) -> None:
         assert details["level0"] == pytest.approx(math.exp(levels[0]), rel=1e-9)
 
 
+def test_more_combinations_than_a_float_can_hold_are_counted_all_the_same() -> None:
+    codes = np.random.default_rng(0).integers(0, 1024, (5, 4, 110))
+    found, details = run(JointPerplexity, TokenLayout(4, (1024,) * 110), codes)
+    assert found == pytest.approx(20) and details["used"] == 20
+    assert details["combinations"] == math.inf and details["ceiling"] == details["hard_ceiling"] == 0
+
+
 def test_joint_values_of_a_single_level_are_the_plain_ones() -> None:
     codes = skewed(np.random.default_rng(0), (8, 9, 1), 50)
     layout = TokenLayout(9, (50,))

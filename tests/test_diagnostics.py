@@ -23,6 +23,8 @@ import bench.report.diagnostics
 from bench.collect import collect
 from bench.diagnostics import CAP, CELLS, collect_diagnostics, compact, levels_of, packed, read_archive, summary
 from bench.places import Places
+from bench.report.code_figures import code_counts
+from bench.report.code_panels import Subject
 from bench.report.diagnostics import folder_of, render_diagnostics
 from bench.results import Record
 
@@ -480,3 +482,34 @@ def test_only_so_many_runs_are_drawn_and_the_page_names_the_others(tmp_path: Pat
     assert everything.count("\n## ") == 5 and "Not drawn" not in everything
     assert render_diagnostics("u", runs, tmp_path / "nowhere", None, tmp_path) == []
     assert {p.name for p in (tmp_path / "s").iterdir()} == {"diagnostics.md"} == {p.name for p in (tmp_path / "t").iterdir()}
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_a_codebook_without_a_finite_number_is_drawn_as_far_as_it_can_be(tmp_path: Path) -> None:
+    nothing = np.full(60, np.nan, np.float32)
+    arrays = one_level(60, 10, np.random.default_rng(0)) | {"code_norms": nothing, "code_gradient_norms": nothing}
+    said, figures = sentences(tmp_path, arrays, {})
+    assert figures == {"code_counts", "code_age", "code_movement", "code_movement_map", "code_use_over_time"}
+    assert {"Recorded, but nowhere finite: code norms.", "Recorded, but nowhere finite: gradient norms."} < set(said)
+
+
+@pytest.mark.parametrize("counts", [[42], [128] * 4, [128, 129, 128, 127]])
+def test_equal_counts_are_no_trend(counts: list[int]) -> None:
+    figure = code_counts(Subject("run", "#000000", {"step": np.array(1), "counts": np.array(counts)}))[0]
+    figure.draw_without_rendering()
+    low, high = figure.axes[0].get_ylim()
+    assert low <= min(counts) / 2 and high >= 2 * max(counts) * 0.99
+
+
+@pytest.mark.usefixtures("unwritten")
+def test_figures_under_a_label_that_a_run_had_before_are_removed(tmp_path: Path) -> None:
+    old, new = record("0123456789ab", label="k=60", layout=LAYOUT), record("0123456789ab", label="k=60 d=4", layout=LAYOUT)
+    other = record("ba9876543210", label="k=60", layout=LAYOUT)
+    for run in (old, other):
+        folder = tmp_path / "s" / "diagnostics" / folder_of(run)
+        folder.mkdir(parents=True)
+        (folder / "code_norms.svg").write_text("")
+    (tmp_path / "d").mkdir()
+    archived(tmp_path / "d", new, usual(tmp_path / "arrays", steps=1))
+    render_diagnostics("s", [new, other], tmp_path / "d", None, tmp_path)
+    assert [p.name for p in (tmp_path / "s" / "diagnostics").iterdir()] == [folder_of(other)]

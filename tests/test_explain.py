@@ -58,6 +58,8 @@ def test_unknown_words_name_the_nearest() -> None:
     for word, nearest in (("psnrr", "psnr"), ("lamagen", "llamagen"), ("ssim@lamagen", "llamagen"), ("sim@llamagen", "ssim")):
         with pytest.raises(BadInput, match=f"did you mean {nearest}"):
             explain(word)
+    with pytest.raises(BadInput, match="there is no protocol ''"):
+        explain("ssim@")
 
 
 def test_as_a_command_without_torch() -> None:

@@ -18,7 +18,7 @@ from bench.report.drawing import COLOURS, apart, axis_number, colour_of
 from bench.report.figures import figure_series, render_figures
 from bench.report.series import number_of, run_colours, settings_of
 from bench.report.spec import FigureSpec, PublishedSpec, ReportSpec
-from bench.results import Record, Value
+from bench.results import Record, Value, write_records
 
 ROOT = Path(__file__).parents[1]
 SIZE = "tokenizer.quantizer.codebook_size"
@@ -245,6 +245,79 @@ def test_a_published_number_of_another_training_says_so(monkeypatch: pytest.Monk
     (point,) = module.published_points([one], spec, figure_series([one], spec), report,
                                        [published(0.9, 512, "read", settings=(("train.steps", "500000"),))])
     assert point.legend == "published, under other conditions" and "1,000 training steps instead of 500,000" in point.what
+
+
+def test_published_numbers_of_ours_and_of_other_conditions_can_be_told_apart() -> None:
+    from bench.report import published_points as module
+    from bench.report.figures import _draw_series
+
+    images = {"train": {"fingerprint": "a", "images": 9, "of": 9}, "test": {"fingerprint": "b", "images": 705, "of": 705}}
+    some = [record(f"r{k}", {"usage": usage(0.5)}, size=k, fields={"dataset.name": "celeba", "dataset.image_size": 64}, data=images)
+            for k in (512, 1024)]
+    entries = [published(0.9, 512, "read"), published(0.8, 1024, "read", n_images=19962)]
+    spec = FigureSpec(name="f", x=SIZE, y="usage", published=True)
+    points = module.published_points(some, spec, figure_series(some, spec), ReportSpec(published=(PUBLISHED,)), entries)
+    figure = _draw_series(figure_series(some, spec), spec, None, points)
+    drawn = {line.get_ydata()[0]: line.get_markerfacecolor() for line in figure.axes[0].get_lines()[1:]}
+    handles = {h.get_label(): h.get_markerfacecolor() for h in figure.legends[0].legend_handles}
+    assert handles == {"published": drawn[0.9], "published, under other conditions": drawn[0.8]}
+    assert drawn[0.9] != drawn[0.8]
+
+
+def test_a_published_number_is_held_against_the_number_that_is_drawn() -> None:
+    """A run that was also measured on all images is drawn with the few that all runs were measured on."""
+    from bench.report import published_points as module
+
+    few = usage(0.5).model_copy(update={"images": 64, "settings": {**usage(0.5).settings, "limit": 64}})
+    known = {"fields": {"dataset.name": "celeba", "dataset.image_size": 64},
+             "data": {"test": {"fingerprint": "b", "images": 705, "of": 705}}}
+    some = [record("a", {"usage": usage(0.6), "few": few}, size=512, **known), record("b", {"few": few}, size=1024, **known)]
+    spec = FigureSpec(name="f", x=SIZE, y="usage", published=True)
+    series = figure_series(some, spec)
+    assert [p.mean for p in series[0].points] == [0.5, 0.5]
+    (point,) = module.published_points(some, spec, series, ReportSpec(published=(PUBLISHED,)), [published(0.9, 512, "read")])
+    assert not point.comparable and "measured on 64 images instead of 705" in point.what
+
+
+def test_figures_take_the_published_numbers_of_the_folder_of_results(tmp_path: Path) -> None:
+    from bench.places import Places
+    from bench.published import published_file
+    from bench.reporting import render
+
+    with (ROOT / "results" / "published.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    row = next(r for r in rows if r["metric"] == "usage_window" and r["dataset"] == "celeba")
+    places = Places.find(results=tmp_path / "results", reports=tmp_path / "reports")
+    (tmp_path / "results" / "s").mkdir(parents=True)
+    with (tmp_path / "results" / "published.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerow({**row, "value": "0.1234", "settings": ""})
+    assert published_file(places.results) == tmp_path / "results" / "published.csv"
+    measured = usage(0.5)
+    windowed = measured.model_copy(update={"name": "usage_window", "keywords": {**measured.keywords, "window": 65536}})
+    one = record("r", {"usage_window": windowed}, size=int(row["codebook_size"]),
+                 fields={"dataset.name": "celeba", "dataset.image_size": int(row["image_size"])})
+    write_records(tmp_path / "results" / "s" / "records.jsonl", [one])
+    report = ReportSpec(figures=(FigureSpec(name="f", x=SIZE, y="usage_window", published=True),),
+                        published=(PublishedSpec(system=row["system"], variant=row["variant"]),))
+    render("s", "why?", report, [one], places, figures=True)
+    assert "0.1234" in (tmp_path / "reports" / "s" / "f.csv").read_text()
+
+
+def test_long_names_at_ticks_do_not_run_into_one_another() -> None:
+    from bench.report.figures import _draw_series
+
+    titles = ["Vector quantization", "EMA vector quantization", "Finite scalar quantization", "Residual", "L" * 300]
+    some = [record(f"r{i}", {"psnr": 20.0 + i}, quantizer=f"q{i}", quantizer_title=t) for i, t in enumerate(titles)]
+    spec = FigureSpec(name="f", x="tokenizer.quantizer", y="psnr")
+    figure = _draw_series(figure_series(some, spec), spec)
+    figure.draw_without_rendering()
+    ax = figure.axes[0]
+    assert ax.get_window_extent().height > 0.3 * figure.get_window_extent().height
+    names = ax.get_xticklabels()
+    angle, gap = math.radians(names[0].get_rotation()), ax.transData.transform((1, 0))[0] - ax.transData.transform((0, 0))[0]
+    assert gap * math.sin(angle) > names[0].get_fontsize() * figure.dpi / 72        # between two slanted lines of text
 
 
 def test_published_numbers_need_to_know_which_systems_the_runs_are() -> None:

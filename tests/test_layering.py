@@ -26,15 +26,15 @@ TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
 CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
             "bench.errors", "bench.code_histogram", "bench.per_image", "bench.features", "bench.feature_sets",
-            "bench.frechet", "bench.similarity", "bench.image_dataset", "bench.image_files",
+            "bench.frechet", "bench.similarity", "bench.threads", "bench.image_dataset", "bench.image_files",
             "bench.baseline"}
 PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets",
          "bench.trackers", "bench.baselines", "bench.discriminators", "implementations")
 #: the loop and below, from the bottom up: a file imports only from lines above its own
 LAYERS = [
     {"bench.errors", "bench.stopping", "bench.scheduler", "bench.resources", "bench.types", "bench.distributed",
-     "bench.report.spec", "bench.terminal", "bench.networks", "bench.similarity"},
-    {"bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.jobs",
+     "bench.report.spec", "bench.terminal", "bench.networks", "bench.threads"},
+    {"bench.similarity", "bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.jobs",
      "bench.report.model", "bench.prepare", "bench.baseline"},
     {"bench.places", "bench.spec", "bench.code_histogram", "bench.per_image", "bench.originals",
      "bench.frechet", "bench.npz"},

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import typing
 from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from unittest import mock
@@ -21,13 +22,17 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import peak_signal_noise_ratio
+from skimage.metrics import structural_similarity as skimage_ssim
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from bench.errors import BadInput, Incompatible
+from bench.metrics.l1 import L1
 from bench.metrics.lpips import LPIPS, SMALLEST
+from bench.metrics.ms_ssim import MSSSIM
+from bench.metrics.mse import MSE
 from bench.metrics.perplexity import Perplexity
 from bench.metrics.psnr import PSNR
 from bench.metrics.rfid import RFID, frechet_distance
@@ -35,6 +40,8 @@ from bench.metrics.ssim import SSIM
 from bench.metrics.usage import Usage
 from bench.pretrained import Frozen, inception, lpips_network
 from bench.registry import REQUIRED, available, resolve, signature
+from bench.similarity import Window, structural_similarity
+from bench.threads import in_shares
 from bench.types import TokenizerOutput, TokenLayout
 from bench.weights import FILES, needed
 
@@ -169,7 +176,7 @@ def compare_ssim(images: Tensor, others: Tensor) -> None:
     default = SSIM(window="uniform", size=7, sample_covariance=True)
     for metric, keywords in ((SSIM(), reference), (default, {})):
         found = per_image(metric, images, others)
-        wanted = [structural_similarity(a.numpy(), b.numpy(), channel_axis=0, data_range=255, **keywords)
+        wanted = [skimage_ssim(a.numpy(), b.numpy(), channel_axis=0, data_range=255, **keywords)
                   for a, b in zip(images, others, strict=True)]
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
@@ -196,11 +203,125 @@ def test_identical_images_count_100_db_and_ssim_one() -> None:
     np.testing.assert_allclose(per_image(SSIM(), images, images), 1, atol=1e-7)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("window", [Window.gaussian(11, 1.5), Window.uniform(7)])
+@torch.inference_mode()
+def test_similarity_is_float64s_whatever_the_images_and_threads(window: Window, threads: int) -> None:
+    """Also where float32 would be off: flat planes far apart, noise on white, halves that swap."""
+    white = 250 - noisy(torch.zeros(1, 3, 40, 40, dtype=torch.uint8), 9, 2)
+    halves = torch.full((1, 3, 40, 40), 100, dtype=torch.uint8)
+    halves[..., 20:] = 200
+    images = torch.cat([smooth(20, 40, 0), white, halves, torch.full_like(white, 20), white])
+    others = torch.cat([noisy(smooth(20, 40, 0), 20, 1), white - 9, halves.flip(3), torch.full_like(white, 180), white])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found, contrast = in_shares(
+            lambda x, y: torch.stack(structural_similarity(x.flatten(0, 1), y.flatten(0, 1), window, data_range=255.0)),
+            images, others)
+        assert torch.get_num_threads() == threads       # and in threads to come:
+        assert ThreadPoolExecutor(1).submit(torch.get_num_threads).result() == threads
+    finally:
+        torch.set_num_threads(before)
+    one, other = images.flatten(0, 1).double(), others.flatten(0, 1).double()
+    kernel = torch.tensor(window.weights, dtype=torch.float64) / sum(window.weights)
+    kernel = torch.outer(kernel, kernel)[None, None]
+
+    def mean(maps: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(maps[:, None], kernel)[:, 0]
+
+    a, b = mean(one), mean(other)
+    c = (2 * (mean(one * other) - a * b) + 58.5225) / (mean(one**2) - a**2 + mean(other**2) - b**2 + 58.5225)
+    wanted = (2 * a * b + 6.5025) / (a**2 + b**2 + 6.5025) * c
+    np.testing.assert_allclose(found, wanted.mean((1, 2)), atol=1e-6)
+    np.testing.assert_allclose(contrast, c.mean((1, 2)), atol=1e-6)
+
+
 def test_ssim_refuses_what_has_no_meaning() -> None:
     with pytest.raises(Incompatible, match="window of 11 does not fit into images of 8x8"):
         per_image(SSIM(), random_images(1, 8, 0), random_images(1, 8, 1))
     with pytest.raises(Incompatible, match="odd"):
         SSIM(size=10)
+
+
+# -- MS-SSIM, L1, MSE ----------------------------------------------------------------------------------------
+
+
+def ms_ssim_pair(size: int) -> tuple[Tensor, Tensor]:
+    images = smooth(4, size, 11)
+    images[2:] = random_images(2, size, 12)
+    others = noisy(images, 35, 13)
+    others[3] = 255 - others[3]                     # contrast-structure below 0
+    return images, others
+
+
+@pytest.mark.parametrize("size", [176, 256])
+def test_ms_ssim_equals_piqa_pytorch_msssim_and_torchmetrics(size: int) -> None:
+    piqa, msssim = pytest.importorskip("piqa"), pytest.importorskip("pytorch_msssim")
+    torchmetrics = pytest.importorskip("torchmetrics.functional.image")
+    images, others = ms_ssim_pair(size)
+    found = per_image(MSSSIM(), images, others)
+    assert found[0] > 0.5 and found[3] == 0         # a negative factor counts 0
+    x, y = images.double(), others.double()
+    kernel = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / 4.5)
+    kernel = (kernel / kernel.sum()).repeat(3, 1, 1)
+    exponents = torch.tensor([0.0448, 0.2856, 0.3001, 0.2363, 0.1333], dtype=torch.float64)
+    np.testing.assert_allclose(found, piqa.ssim.ms_ssim(x, y, kernel, exponents, value_range=255), atol=1e-6)
+    wanted = msssim.ms_ssim(x, y, data_range=255, size_average=False, win=kernel[:, None], weights=exponents.tolist())
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    # One channel at a time, because torchmetrics takes the mean over channels before the product; its coarsest
+    # factor counts windows that reach outside the image.
+    channels = [torchmetrics.multiscale_structural_similarity_index_measure(
+        x[:2, c : c + 1], y[:2, c : c + 1], data_range=255.0, reduction="none", normalize="relu") for c in range(3)]
+    np.testing.assert_allclose(found[:2], torch.stack(channels).mean(0), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [161, 201])
+def test_ms_ssim_of_odd_sizes_repeats_the_last_row(size: int) -> None:
+    piqa = pytest.importorskip("piqa")
+    images, others = ms_ssim_pair(size)
+    wanted = piqa.MS_SSIM(reduction="none", value_range=255.0).double()(images.double(), others.double())
+    np.testing.assert_allclose(per_image(MSSSIM(), images, others), wanted, atol=1e-5)      # its window is float32
+
+
+def test_ms_ssim_of_few_scales_and_of_small_images() -> None:
+    images, others = smooth(2, 81, 0), noisy(smooth(2, 81, 0), 20, 1)
+    one = SSIM()
+    np.testing.assert_allclose(per_image(MSSSIM(scales=1), images, others), per_image(one, images, others), atol=1e-7)
+    for scales, least in ((5, 161), (4, 81), (3, 41), (2, 21), (1, 11)):
+        assert 0 < per_image(MSSSIM(scales=scales), smooth(1, least, 0), noisy(smooth(1, least, 0), 9, 1))[0] < 1
+        with pytest.raises(Incompatible, match=f"with {scales} scales needs images of {least} pixels, got {least - 1}x"):
+            per_image(MSSSIM(scales=scales), smooth(1, least - 1, 0), smooth(1, least - 1, 1))
+    with pytest.raises(Incompatible, match="1 to 5 scales, got 6"):
+        MSSSIM(scales=6)
+
+
+@pytest.mark.parametrize("as_float", [False, True])
+def test_errors_in_the_units_they_name(as_float: bool) -> None:
+    images, others = smooth(3, 40, 0), noisy(smooth(3, 40, 0), 30, 1)
+    if as_float:
+        others = others + torch.rand(others.shape, generator=torch.Generator().manual_seed(0))
+    difference = (images.double() - others.double()) / 255                      # of images in [0, 1]
+    for scale in (1, 2, 255):
+        np.testing.assert_allclose(per_image(L1(scale=scale), images, others),
+                                   difference.abs().mean((1, 2, 3)) * scale, rtol=1e-6)
+        np.testing.assert_allclose(per_image(MSE(scale=scale), images, others),
+                                   difference.square().mean((1, 2, 3)) * scale**2, rtol=1e-6)
+    assert per_image(L1(), torch.zeros_like(images), torch.full_like(images, 255))[0] == pytest.approx(2)   # [-1, 1]
+
+
+@pytest.mark.parametrize("name", ["psnr", "ssim", "ms_ssim", "l1", "mse", "lpips"])
+@torch.inference_mode()
+def test_metrics_take_bytes_and_floats_and_leave_them_as_they_were(name: str, weights: Path) -> None:
+    """Several metrics of one protocol get the same tensors."""
+    images, others = smooth(3, 40, 0), noisy(smooth(3, 40, 0), 20, 1)
+    make = lambda: resolve("metric", name)(**{"lpips": {"net": "squeeze"}, "ms_ssim": {"scales": 2}}.get(name, {}))  # noqa: E731
+    wanted = per_image(make(), images, others)
+    for x in (images, images.float(), images.float().contiguous(memory_format=torch.channels_last)):
+        for y in (others, others.float(), others.float().contiguous(memory_format=torch.channels_last)):
+            x_before, y_before = x.clone(), y.clone()
+            np.testing.assert_allclose(per_image(make(), x, y), wanted, rtol=1e-6)
+            assert torch.equal(x, x_before) and torch.equal(y, y_before)
 
 
 # -- LPIPS ---------------------------------------------------------------------------------------------------

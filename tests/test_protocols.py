@@ -133,6 +133,8 @@ def test_a_column_names_a_value_of_the_main_protocol_or_of_another() -> None:
         wanted("lpips@llamagen", "ours-1")
     with pytest.raises(BadInput, match="did you mean llamagen"):
         wanted("ssim@lamagen", "ours-1")
+    with pytest.raises(BadInput, match="there is no protocol ''"):
+        wanted("ssim@", "ours-1")
 
 
 def test_dialects_that_agree_share_a_value_and_others_do_not(tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ class Brightness(Metric):
         return float(sums["after"] - sums["before"])
 
 
-def test_sums_over_the_originals_are_kept_by_content(tmp_path: Path) -> None:
+def test_sums_over_the_originals_are_kept_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = pictures()
 
     def once(images: np.ndarray, gain: float = 0.9, network: str | None = "eye", rounding: str = "8bit",
@@ -263,6 +265,9 @@ def test_sums_over_the_originals_are_kept_by_content(tmp_path: Path) -> None:
     assert once(changed)[1] == 7 and once(images[:5])[1] == 5               # other images
     assert once(images, network="ear")[1] == 7 and once(images, rounding="truncate")[1] == 7
     assert once(images, network=None)[1] == 7 and once(images, network=None)[1] == 7
+    with monkeypatch.context() as patch:
+        patch.setattr(Brightness, "revision", 2, raising=False)             # other arithmetic
+        assert once(images)[1] == 7
     for file in (tmp_path / "originals").iterdir():
         file.write_bytes(file.read_bytes()[:100])                           # damaged: computed again
     assert once(images) == (first, 7) and once(images) == (first, 0)

@@ -23,7 +23,8 @@ def test_committed_tables_are_rendered_again_byte_for_byte(
     monkeypatch.chdir(ROOT)
     places = Places.find(results=ROOT / "results", reports=tmp_path)
     name, question, report = report_spec(records.parent.name, places)
-    written = render_suite(name, read_records(records), report, question, tmp_path)
+    written = render_suite(name, read_records(records), report, question, tmp_path,
+                           sanity=read_records(records.with_name("sanity.jsonl")))
     assert written
     for path in written:
         assert path.read_bytes() == (ROOT / "reports" / name / path.name).read_bytes(), path.name

@@ -281,6 +281,15 @@ def test_a_second_call_measures_nothing(bench_: Bench, monkeypatch: pytest.Monke
     assert {r.train_id: numbers(r) for r in read_records(bench_.file)} == {r.train_id: numbers(r) for r in first}
 
 
+def test_no_row_takes_the_value_ids_of_a_run(bench_: Bench) -> None:
+    """Whether somebody has asked the runs for their ids before, as planning does, changes nothing."""
+    runs = bench_.suite(sizes=(16, 64)).expand(bench_.places)
+    of_runs = {w.value_id for run in runs for w in run.values}
+    row, = measure_sanity("tiny", runs, ["identity"], bench_.places, device="cpu")
+    assert of_runs.isdisjoint(row.values) and sorted(numbers(row)) == ["psnr", "usage"] and len(row.values) == 2
+    assert bench_.measure(["identity"], sizes=(16, 64)) == [row]
+
+
 def test_only_what_is_new_is_measured(bench_: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     before = bench_.measure(["identity", "jpeg"])
     asked: list[int] = []

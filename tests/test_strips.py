@@ -147,6 +147,14 @@ def test_numbers_below_a_heading_were_measured_alike() -> None:
     assert strips._numbers(some) == {"a": ("PSNR 20.00",), "b": ("PSNR 21.00",), "c": ()}
 
 
+def test_a_network_that_is_not_the_usual_one_is_named_below_the_picture() -> None:
+    from report_records import value
+
+    some = [record("a", {"psnr": 20.0, "lpips": value("lpips", 0.2, keywords={"net": "squeeze"})})]
+    assert strips._networks(some) == ["LPIPS with squeeze"]
+    assert strips._networks([record("a", {"lpips": value("lpips", 0.2, keywords={"net": "alex"})})]) == []
+
+
 class Fixed:
     """A font whose every letter is one wide."""
 

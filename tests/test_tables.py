@@ -710,6 +710,18 @@ def test_rerendering_is_byte_for_byte_identical_and_touches_nothing(tmp_path: Pa
         assert path.read_bytes() == (tmp_path / "one" / "readme" / path.name).read_bytes()
 
 
+def test_files_of_a_table_that_is_no_more_are_removed_and_no_others(tmp_path: Path) -> None:
+    runs, spec = readme()
+    both = ReportSpec(tables=(spec, spec.model_copy(update={"name": "again"})))
+    render_suite("s", runs, both, "why?", tmp_path)
+    own = [tmp_path / "s" / name for name in ("table-mine.tex", "table-mine.csv", "notes.md")]
+    for path in own:
+        path.write_text("mine")
+    render_suite("s", runs, ReportSpec(tables=(spec,)), "why?", tmp_path)
+    assert {p.name for p in (tmp_path / "s").iterdir()} == {
+        "table.md", "table.html", "table.tex", "table.csv", *(p.name for p in own)}
+
+
 def test_csv_holds_unrounded_numbers() -> None:
     made = table([record("a", {"psnr": 1 / 3}), record("b", {"psnr": 2 / 3}, seed=2)])
     (names, line) = csv.reader(io.StringIO(to_csv(made)))

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_records import record
+from report_records import record, value
 
 from bench.errors import BadInput
 from bench.report.figures import render_figures
+from bench.report.gates import suspicions
 from bench.report.model import Direction
 from bench.report.spec import FigureSpec, ReportSpec
 from bench.report.tradeoffs import _front, draw_tradeoffs, pareto, tradeoffs
@@ -25,7 +26,7 @@ AT_LEAST: dict[str, Callable[[float, float], bool]] = {"lower": lambda a, b: a <
 NUMBERS = st.sampled_from([0.0, 0.25, 1.0, 1.5, -2.0]) | st.floats(-10, 10)
 
 
-def made(bits: float, quantizer: str = "vq", seed: int = 1, size: int = 512, fields: Any = None, **values: float) -> Record:
+def made(bits: float, quantizer: str = "vq", seed: int = 1, size: int = 512, fields: Any = None, **values: Any) -> Record:
     return record(f"{quantizer}{size}-{bits}-{seed}", values, size=size, seed=seed, quantizer=quantizer, fields=fields,
                   layout={"bits_per_image": bits, "num_tokens": 1, "vocab_sizes": [size]})
 
@@ -77,6 +78,41 @@ def test_x_may_be_measured_or_a_setting_and_has_to_exist() -> None:
     for x in ("lpips", "tokenizer.quantizer", "parameters.none"):
         with pytest.raises(BadInput, match=f"figures: f: x: no run has a number '{x}'"):
             tradeoffs(some, FigureSpec(name="f", kind="tradeoff", x=x, y="rfid"))
+
+
+def test_a_figure_whose_x_is_still_to_come_is_left_out_and_stops_no_other(tmp_path: Path) -> None:
+    """All runs failed, none is measured yet, or the network was not there: no reason to draw nothing at all."""
+    measured = FigureSpec(name="m", kind="tradeoff", x="rfid", y="psnr")
+    known = FigureSpec(name="k", kind="tradeoff", x="layout.bits_per_image", y="psnr")
+    line = FigureSpec(name="l", x="layout.bits_per_image", y="psnr")
+    report = ReportSpec(figures=(measured, known, line))
+    absent = value("rfid", None, reason="not here: a file was not there")
+    some = [made(100.0, size=k, psnr=20.0 + k, rfid=absent) for k in (512, 1024)]
+    assert {p.stem for p in render_figures("one", some, report, None, tmp_path)} == {"k", "l"}
+    failed = [r.model_copy(update={"state": "failed", "reason": "why", "values": {}, "layout": {}}) for r in some]
+    assert render_figures("two", failed, report, None, tmp_path) == []
+    trained = [r.model_copy(update={"state": "trained", "values": {}}) for r in some]
+    assert render_figures("three", trained, report, None, tmp_path) == []
+
+
+def test_a_number_that_the_gates_doubt_is_ringed_and_on_no_front(tmp_path: Path) -> None:
+    constant = value("psnr", 40.0, details={"constant": 1.0})
+    some = [made(100.0, psnr=20.0), made(200.0, size=1024, psnr=22.0), made(50.0, size=2048, psnr=constant)]
+    spec = FigureSpec(name="f", kind="tradeoff", x="layout.bits_per_image", y="psnr")
+    (panel,) = tradeoffs(some, spec, suspicions(some, ()))
+    assert [(p.y, p.front, p.doubtful) for p in panel.points] == [(20, True, False), (22, True, False), (40, False, True)]
+    figure = draw_tradeoffs([panel], spec)
+    (ring,) = [line for line in figure.axes[0].get_lines() if line.get_markersize() == 11]
+    assert ring.get_xydata().tolist() == [[50.0, 40.0]]
+    assert figure.legends[0].get_texts()[-1].get_text() == "implausible (the table says why)"
+    # x is measured, too: what is doubted there is no bargain either
+    (panel,) = tradeoffs(some, FigureSpec(name="f", kind="tradeoff", x="psnr", y="psnr"), suspicions(some, ()))
+    assert [p.doubtful for p in panel.points] == [False, False, True]
+    line = FigureSpec(name="l", x="tokenizer.quantizer.codebook_size", y="psnr")
+    render_figures("s", some, ReportSpec(figures=(spec, line)), None, tmp_path)
+    for name in ("f", "l"):
+        with (tmp_path / "s" / f"{name}.csv").open() as file:
+            assert [r["doubt"] for r in csv.DictReader(file)] == ["", "", "implausible"]
 
 
 def boxes(figure: Any) -> list[list[Any]]:

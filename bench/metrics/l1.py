@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from bench.per_image import PerImageMean, image_blocks
+from bench.per_image import PerImageMean, sums_of_differences
 from bench.registry import register
 
 
@@ -35,8 +34,4 @@ class L1(PerImageMean):
 
     def per_image(self, images: Tensor, others: Tensor) -> Tensor:
         """Returns mean absolute errors, float64 [B]."""
-        sums = torch.empty(len(images), dtype=torch.float64, device=images.device)
-        for block in image_blocks(images):
-            difference = images[block].float().sub_(others[block])
-            sums[block] = difference.abs_().flatten(1).sum(1, dtype=torch.float64)
-        return sums * (self.factor / images[0].numel())
+        return sums_of_differences(images, others, Tensor.abs_) * (self.factor / images[0].numel())

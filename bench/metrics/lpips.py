@@ -61,4 +61,4 @@ class LPIPS(PerImageMean):
 
 
 def _floats(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last).float().div_(127.5).sub_(1.0)
+    return images.to(torch.float32, copy=True, memory_format=torch.channels_last).div_(127.5).sub_(1.0)

@@ -10,6 +10,7 @@ from bench.errors import Incompatible
 from bench.per_image import PerImageMean
 from bench.registry import register
 from bench.similarity import Window, structural_similarity
+from bench.threads import in_shares
 
 #: exponents of the scales, from the finest (Wang et al. 2003, section 3.2)
 EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -58,12 +59,15 @@ class MSSSIM(PerImageMean):
         if min(height, width) <= (least := (SIZE - 1) * 2**last):
             raise Incompatible(f"MS-SSIM with {last + 1} scales needs images of {least + 1} pixels, got {height}x{width}; "
                                "set scales to fewer")
+        return in_shares(self._share, images, others, least=4)
+
+    def _share(self, images: Tensor, others: Tensor) -> Tensor:
         x, y = images.flatten(0, 1), others.flatten(0, 1)
         product = torch.ones(len(x), dtype=torch.float64, device=x.device)
         for scale, exponent in enumerate(self.exponents):
-            if scale:
+            if scale > 0:
                 # in ceil_mode the mean is over the pixels that there are, as if an odd last row were repeated
                 x, y = (functional.avg_pool2d(planes.float(), 2, ceil_mode=True) for planes in (x, y))
             similarity, contrast = structural_similarity(x, y, self.window, data_range=self.data_range)
-            product *= (similarity if scale == last else contrast).clamp_min(0) ** exponent
+            product *= (similarity if scale == len(self.exponents) - 1 else contrast).clamp_min(0) ** exponent
         return product.view(images.shape[:2]).mean(1)

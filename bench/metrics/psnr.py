@@ -42,10 +42,18 @@ class PSNR(PerImageMean):
     )
 
     def __init__(self, *, channel: Literal["rgb", "y"] = "rgb", epsilon: float = 0.0) -> None:
-        self.weights = STUDIO if channel == "y" else None
+        self.channel = channel
         self.epsilon = epsilon
 
     def per_image(self, images: Tensor, others: Tensor) -> Tensor:
         """Returns dB, float64 [B]."""
-        relative = squared_errors(images, others, self.weights) / 255.0**2 + self.epsilon
+        if self.channel == "y":
+            images, others = _luma(images), _luma(others)
+        relative = squared_errors(images, others) / 255.0**2 + self.epsilon
         return -10 * torch.log10(relative.clamp_min(1e-10))
+
+
+def _luma(images: Tensor) -> Tensor:
+    """[B, 3, H, W] in 0..255 -> [B, 1, H, W], less the 16 that black has."""
+    red, green, blue = images.float().unbind(1)
+    return (red * STUDIO[0]).add_(green, alpha=STUDIO[1]).add_(blue, alpha=STUDIO[2]).unsqueeze(1)

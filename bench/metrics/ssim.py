@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from bench.errors import Incompatible
 from bench.per_image import PerImageMean
 from bench.registry import register
 from bench.similarity import Window, structural_similarity
+from bench.threads import in_shares
 
 #: luma of YIQ (and of BT.601 in full range)
 LUMA = (0.299, 0.587, 0.114)
@@ -70,6 +70,9 @@ class SSIM(PerImageMean):
         height, width = images.shape[-2:]
         if min(height, width) < self.size:
             raise Incompatible(f"SSIM's window of {self.size} does not fit into images of {height}x{width}")
+        return in_shares(self._share, images, others, least=4)
+
+    def _share(self, images: Tensor, others: Tensor) -> Tensor:
         if self.channel == "luma":
             images, others = _luma(images), _luma(others)
         similarity, _ = structural_similarity(images.flatten(0, 1), others.flatten(0, 1), self.window, **self.keywords)
@@ -77,7 +80,10 @@ class SSIM(PerImageMean):
 
 
 def _luma(images: Tensor) -> Tensor:
-    """[B, 3, H, W] in 0..255 -> [B, 1, H, W], whole numbers in float32, halves to the even one."""
-    red, green, blue = images.unbind(1)
-    luma = torch.mul(red, LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
-    return luma.round_().unsqueeze(1)
+    """[B, 3, H, W] in 0..255 -> [B, 1, H, W], whole numbers in float32.
+
+    One pixel in a thousand lies half-way between two, and then the arithmetic decides: in float32 and [0, 1], as pyiqa.
+    """
+    red, green, blue = (images.float() / 255).unbind(1)
+    luma = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    return luma.mul_(255).round_().unsqueeze(1)

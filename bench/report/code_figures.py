@@ -192,6 +192,9 @@ def code_counts(subject: Subject) -> Drawn | None:
                 ax.annotate("never", ((used * codes) ** 0.5 if used else codes**0.5, 0.94), xycoords=ax.get_xaxis_transform(),
                             ha="center", va="top", fontsize=7.5, color=INK)
         ax.set(xscale="log", yscale="log", xlim=(0.9, codes * 1.1), xlabel="rank of the code", ylabel="times chosen")
+        low, high = min(counts[seen].min(), window / codes), counts.max()
+        if high < 4 * low:                          # nearly equal counts are no trend: do not blow up the last of them
+            ax.set_ylim(low / 2, 2 * high)
         plain_ticks(ax, "x", "y")
         say(ax, f"{level.title}{used:,} of {codes:,} codes used ({100 * used / codes:.3g}%){level.when}")
         rows.extend((level.name, int(r), int(n)) for r, n in zip(ranks, counts, strict=True))

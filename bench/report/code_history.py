@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 def code_norms_over_time(subject: Subject) -> Drawn | None:
     """Time x norm: the share of codes in each of 100 bins that are the same at every step."""
-    levels = [level for level in subject.levels("norms_over_time") if len(level.of["norms_over_time"]) > 1]
+    levels = [level for level in subject.levels("norms_over_time")
+              if len(level.of["norms_over_time"]) > 1 and level.of["norms_over_time"].any()]    # none: no norm is finite
     if not levels:
         return None
     from matplotlib.colors import LogNorm

@@ -30,6 +30,8 @@ RECORDED_BY = {
     "latents": ("latents in two dimensions", "latents", False),
     "quantization_error": ("the quantization error", "quantization_error", False),
 }
+#: figure -> the array that it is drawn from, where an archive holds it whole
+ARRAYS = {"code_norms": "code_norms", "code_gradients": "code_gradient_norms", "code_movement": "code_movement"}
 
 
 def render_diagnostics(
@@ -65,6 +67,7 @@ def render_diagnostics(
             for figure, (picture, header, rows) in every(subject, errors.get(run.train_id, ())):
                 written += write(reports / name / where, figure, picture, to_csv(header, rows))
                 drawn.append(figure)
+            _remove_others(reports / name / "diagnostics", run, every_run)
         page.append(f"## {escape_markdown(run.label)} ({run.train_id[:6]})\n")
         page += [f"- {escape_markdown(sentence)}" for sentence in missing(run, archive, drawn)]
         page.append("\n" + "\n".join(f"![{f.replace('_', ' ')}]({where}/{f}.png)" for f in drawn) + "\n")
@@ -79,6 +82,18 @@ def folder_of(run: Record) -> str:
     """The name of a run's folder: its label in characters that every file system takes, and the beginning of its id."""
     slug = re.sub(r"[^a-z0-9]+", "-", run.label.lower()).strip("-")[:60].rstrip("-")
     return f"{slug or 'run'}-{run.train_id[:6]}"
+
+
+def _remove_others(folder: Path, run: Record, runs: Sequence[Record]) -> None:
+    """The figures of this run under a label that it had before: the suite has other axes now."""
+    theirs = {folder_of(r) for r in runs}
+    for other in folder.glob(f"*-{run.train_id[:6]}"):
+        if other.name not in theirs and other.is_dir():
+            for path in other.iterdir():
+                if path.suffix in (".svg", ".png", ".csv"):
+                    path.unlink()
+            if not any(other.iterdir()):
+                other.rmdir()
 
 
 def missing(run: Record, archive: Mapping[str, Any], drawn: Sequence[str]) -> list[str]:
@@ -108,7 +123,9 @@ def missing(run: Record, archive: Mapping[str, Any], drawn: Sequence[str]) -> li
         there = figure in drawn or (continuous and by_code) or (implicit and needs_codebook)
         if there or (figure == "code_gradients" and no_gradient):
             continue
-        if figure == "code_norms_over_time" and "code_norms" in drawn:
+        if any(n.partition("/")[0] == ARRAYS.get(figure) and a.size for n, a in archive.items()):
+            found.append(f"Recorded, but nowhere finite: {what}.")
+        elif figure == "code_norms_over_time" and "code_norms" in drawn:
             found.append("Code norms over training need more than one watched step (train.watch_every).")
         elif figure != "code_norms_over_time" and not (figure == "code_movement" and "code_gradients" in drawn):
             found.append(f"Not recorded: {what}, by the monitor {monitor}.")

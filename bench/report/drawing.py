@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f7f7f", "#332288")
 MARKERS = "osD^vPX*"
 GREY = "#c8c8c8"        # of lines beyond those that a legend names
+DOUBT = "#b00020"       # of the ring around a number that a plausibility gate doubts
 STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "axes.labelsize": 9,
     "legend.fontsize": 8.5, "xtick.labelsize": 8, "ytick.labelsize": 8,
@@ -131,6 +132,31 @@ def apart(ticks: Sequence[float], *, log: bool) -> bool:
     at = [math.log(x) if log else x for x in sorted(ticks)]
     gaps = [b - a for a, b in itertools.pairwise(at)]
     return len(at) <= 8 and (not gaps or min(gaps) >= 0.1 * (at[-1] - at[0]))
+
+
+def categories(ax: Axes, names: Sequence[str]) -> None:
+    """Names at ticks 0, 1, ...: slanted where they would run into one another, and never longer than a panel is high."""
+    shown = [text(n if len(n) <= 28 else f"{n[:27]}…") for n in (" ".join(n.split()) for n in names)]
+    slanted = len(shown) > 1 and len(shown) * (max(map(len, shown)) + 2) > 36
+    how = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    ax.set_xticks(range(len(shown)), shown, **how)
+
+
+def draw_doubts(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """A ring around each of these points: a plausibility gate doubts it, as the table's footnote says."""
+    if points:
+        ax.plot(*zip(*points, strict=True), **_ring(), zorder=6)
+
+
+def doubt_handle() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], **_ring(), label="implausible (the table says why)")
+
+
+def _ring() -> dict[str, Any]:
+    return {"linestyle": "", "marker": "o", "markersize": 11, "markerfacecolor": "none", "markeredgecolor": DOUBT,
+            "markeredgewidth": 1.2}
 
 
 def legend(

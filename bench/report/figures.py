@@ -18,7 +18,10 @@ from bench.report.drawing import (
     MOST_RUNS,
     apart,
     axis_number,
+    categories,
     colour_of,
+    doubt_handle,
+    draw_doubts,
     legend,
     panels,
     percent,
@@ -28,6 +31,7 @@ from bench.report.drawing import (
     to_csv,
     write,
 )
+from bench.report.gates import suspicions
 from bench.report.published_points import PublishedPoint, draw_published, published_handles, published_points
 from bench.report.series import Series, colours_of_figures, figure_series, settings_of, shown_runs
 from bench.report.spec import FigureSpec, ReportSpec
@@ -37,23 +41,28 @@ from bench.results import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from bench.published import Published
+
 __all__ = ["figure_series", "render_figures"]
 
 
 def render_figures(
-    name: str, records: Iterable[Record], report: ReportSpec, curves: Path | None, reports: Path
+    name: str, records: Iterable[Record], report: ReportSpec, curves: Path | None, reports: Path, *,
+    sanity: Sequence[Record] = (), entries: Sequence[Published] | None = None,
 ) -> list[Path]:
     """Write every figure of a suite as <figure>.svg, .png and .csv (what it shows) into reports/<name>/.
 
     `curves` is results/<suite>/curves.parquet, with the columns train_id, label, step, name, value; where it
     exists, the training curves are drawn too: curves (an overview), losses and codebook. Figures without a single
-    number are left out. One label has one colour in all figures. The same records, with the same matplotlib, give the
-    same bytes; unchanged files are not touched.
+    number are left out. One label has one colour in all figures. Numbers that the plausibility gates doubt, which ask
+    `sanity` too, are ringed. `entries`: what is published (None: results/published.csv). The same records, with the
+    same matplotlib, give the same bytes; unchanged files are not touched.
     """
     runs = shown_runs(records)
     settings = settings_of(runs)
-    lines = {s.name: found for s in report.figures if s.kind == "line" and (found := figure_series(runs, s))}
-    trades = {s.name: panel for s in report.figures if s.kind == "tradeoff" and (panel := tradeoffs(runs, s))}
+    doubts = suspicions(runs, sanity) if report.figures else {}
+    lines = {s.name: found for s in report.figures if s.kind == "line" and (found := figure_series(runs, s, doubts))}
+    trades = {s.name: panel for s in report.figures if s.kind == "tradeoff" and (panel := tradeoffs(runs, s, doubts))}
     members: dict[str, list[tuple[str, tuple[tuple[str, float], ...]]]] = {
         **{name: [(s.label, p.runs) for s in found for p in s.points] for name, found in lines.items()},
         **{name: [(p.hue, p.runs) for t in found for p in t.points] for name, found in trades.items()}}
@@ -62,7 +71,7 @@ def render_figures(
     written: list[Path] = []
     for spec in specs:
         shown: Sequence[Any] = lines.get(spec.name) or trades[spec.name]
-        points = published_points(runs, spec, shown, report) if spec.published else []
+        points = published_points(runs, spec, shown, report, entries) if spec.published else []
         if spec.name in lines:
             drawn, table = _draw_series(lines[spec.name], spec, colours[spec.name], points), _series_csv(lines[spec.name], points)
         else:
@@ -92,12 +101,13 @@ def _by_label(members: Iterable[tuple[str, tuple[tuple[str, float], ...]]]) -> d
 
 
 def _series_csv(series: Sequence[Series], published: Sequence[PublishedPoint] = ()) -> str:
-    rows = [(s.column, s.label, p.x, run, repr(number), repr(p.mean))
+    """With the columns `published` and `doubt` where there is something to say in them."""
+    rows = [(s.column, s.label, p.x, run, repr(number), repr(p.mean), "", "implausible" if p.doubtful else "")
             for s in series for p in s.points for run, number in p.runs]
-    if not published:
-        return to_csv(("column", "series", "x", "train_id", "value", "mean"), rows)
-    more = [(p.column, p.label, p.x, "", repr(p.number), "", p.what) for p in published]
-    return to_csv(("column", "series", "x", "train_id", "value", "mean", "published"), [*((*r, "") for r in rows), *more])
+    rows += [(p.column, p.label, p.x, "", repr(p.number), "", p.what, "") for p in published]
+    header = ("column", "series", "x", "train_id", "value", "mean", "published", "doubt")
+    kept = [i for i in range(len(header)) if i < 6 or any(row[i] for row in rows)]
+    return to_csv([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _draw_series(
@@ -124,8 +134,8 @@ def _draw_series(
                 which = places[s.label]
                 shown = which < MOST_RUNS
                 colour, marker = (colours[s.label], MARKERS[which % 8]) if shown else (GREY, "")
-                more = f"and {len(labels) - MOST_RUNS} more" if which == MOST_RUNS else None
-                label = text(s.label) if shown else more
+                others = f"and {len(labels) - MOST_RUNS} more" if which == MOST_RUNS else None
+                label = text(s.label) if shown else others
                 xs = [p.x if numeric else ticks.index(p.x) for p in s.points]
                 means = [p.mean for p in s.points]
                 ordered = sorted(zip(xs, means, strict=True))
@@ -140,6 +150,7 @@ def _draw_series(
             beside = [p for p in published if p.column == column]
             draw_published(ax, [(p.x if numeric else ticks.index(p.x), p) for p in beside],
                            colours if len(labels) > 1 else {})
+            draw_doubts(ax, [(p.x if numeric else ticks.index(p.x), p.mean) for s in here for p in s.points if p.doubtful])
             if log2:
                 ax.set_xscale("log", base=2)
                 ax.xaxis.set_minor_locator(NullLocator())
@@ -149,7 +160,7 @@ def _draw_series(
             elif log2:
                 ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: axis_number(x, short=True)))
             elif not numeric:
-                ax.set_xticks(range(len(ticks)), [text(str(x)) for x in ticks])
+                categories(ax, [str(x) for x in ticks])
             if here[0].percent:
                 percent(ax)
             ax.set_title(text(here[0].heading), loc="left", fontweight="bold")
@@ -157,6 +168,7 @@ def _draw_series(
             roomy(ax)
         if spec.title:
             figure.suptitle(text(spec.title), fontsize=10.5, x=0.01, ha="left")
-        if any(labels) or published:
-            legend(figure, axes, series[0].hue_heading, more=published_handles(published))
+        more = [*published_handles(published), *([doubt_handle()] if any(p.doubtful for s in series for p in s.points) else [])]
+        if any(labels) or more:
+            legend(figure, axes, series[0].hue_heading, more=more)
         return figure

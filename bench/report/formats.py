@@ -126,6 +126,7 @@ def to_html(table: Table) -> str:
 
 # -- LaTeX ---------------------------------------------------------------------------------------------------
 
+BEGINNING = "% needs \\usepackage{booktabs} and \\usepackage{multirow}"     # of every such file
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -168,7 +169,7 @@ def to_latex(table: Table) -> str:
         command = {"best": "\\textbf", "second": "\\underline"}.get(cell.mark)
         return (f"{command}{{{text}}}" if command else text) + notes(cell.raised)
 
-    lines = ["% needs \\usepackage{booktabs} and \\usepackage{multirow}", "\\begin{table}",
+    lines = [BEGINNING, "\\begin{table}",
              "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
     caption = f"{table.title}. {table.caption}" if table.caption else table.title
     lines.append(f"\\caption{{{escape_latex(caption)}}}")

@@ -1,4 +1,5 @@
-"""Published numbers as points of a figure: hollow and grey, with another marker where the number was not read in a text.
+"""Published numbers as points of a figure: grey, hollow where they were measured under our conditions and light where
+not, with another marker where the number was not read in a text.
 
 Which published number belongs to a run is decided in bench.published, as for tables. Torch-free.
 """
@@ -9,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bench.published import MARKS, Published, match, read_published
+from bench.protocol import SEPARATOR
+from bench.published import MARKS, Match, Published, candidates, read_published
 from bench.report.drawing import text
 from bench.report.spec import FigureSpec, ReportSpec
 from bench.results import Record
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 MARKER = {"read": "D", "image": "s", "recalled": "X"}
 EDGE = "#6f6f6f"
+FACES = {True: "none", False: "#dddddd"}        # by whether nothing is known that keeps the two apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +65,41 @@ def published_points(
     found: dict[tuple[str, Any, str], PublishedPoint] = {}
     for line in lines:
         for point in line.points:
-            matches = (match(known[t], line.column, report.published, entries) for t, _ in point.runs if t in known)
-            one = next((m for m in matches if m is not None), None)
-            if one is None:
+            matches = [_match(known[t], line.column, number, report, entries) for t, number in point.runs if t in known]
+            one = matches[0] if matches else None
+            if one is None or any(m is None or m.entry != one.entry for m in matches):
                 continue
             entry = one.entry
             label = str(getattr(line, "label", "") or getattr(point, "label", ""))
-            obstacles = [o for o in one.obstacles if "recalled" not in o]
-            what = "; ".join([f"{entry.named()}{MARKS[entry.evidence]}", f"{entry.source}, {entry.table}".rstrip(", "),
-                              *one.why])
+            why = list(dict.fromkeys(sentence for m in matches if m is not None for sentence in m.why))
+            obstacles = [o for m in matches if m is not None for o in m.obstacles if "recalled" not in o]
+            what = "; ".join([f"{entry.named()}{MARKS[entry.evidence]}", f"{entry.source}, {entry.table}".rstrip(", "), *why])
             found.setdefault((line.column, point.x, entry.id), PublishedPoint(
                 line.column, point.x, entry.value, label, entry.evidence, not obstacles, what))
     return list(found.values())
 
 
+def _match(
+    record: Record, column: str, number: float, report: ReportSpec, entries: Sequence[Published]
+) -> Match | None:
+    """The best match of the very number that is drawn, of the protocol that the column names, if it names one."""
+    name, _, protocol = column.partition(SEPARATOR)
+    return next((m for m in candidates(record, name, report.published, entries)
+                 if isinstance(m, Match) and m.value.number == number and protocol in ("", m.entry.protocol)), None)
+
+
 def draw_published(ax: Axes, points: Sequence[tuple[float, PublishedPoint]], colours: Mapping[str, Any]) -> None:
     """(x, point). `colours`: of lines by label, where there are several to tell apart."""
     for x, p in points:
-        ax.plot([x], [p.number], linestyle="", marker=MARKER[p.evidence], markersize=6, markerfacecolor="none",
+        ax.plot([x], [p.number], linestyle="", marker=MARKER[p.evidence], markersize=6, markerfacecolor=FACES[p.comparable],
                 markeredgecolor=colours.get(p.label, EDGE), markeredgewidth=1.1, zorder=5)
 
 
 def published_handles(points: Sequence[PublishedPoint]) -> list[Any]:
-    """Entries for a legend: one a kind of evidence."""
+    """Entries for a legend: one a kind of evidence, and whether the conditions are ours."""
     from matplotlib.lines import Line2D
 
-    return [Line2D([], [], linestyle="", marker=MARKER[e], markersize=6, markerfacecolor="none", markeredgecolor=EDGE,
+    return [Line2D([], [], linestyle="", marker=MARKER[e], markersize=6, markerfacecolor=FACES[comparable], markeredgecolor=EDGE,
                    markeredgewidth=1.1, label=text(label))
-            for e, label in sorted({(p.evidence, p.legend) for p in points}, key=lambda k: (list(MARKER).index(k[0]), k[1]))]
+            for e, label, comparable in sorted({(p.evidence, p.legend, p.comparable) for p in points},
+                                               key=lambda k: (list(MARKER).index(k[0]), k[1]))]

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from bench.files import replace_file
-from bench.report.formats import escape_markdown, to_csv, to_html, to_latex, to_markdown
+from bench.report.formats import BEGINNING, escape_markdown, to_csv, to_html, to_latex, to_markdown
 from bench.report.model import Table
 from bench.report.spec import ReportSpec
 from bench.report.tables import build_table
@@ -41,7 +41,7 @@ def render_suite(
     """Write reports/<name>/ and return its files; those whose content is unchanged are not touched.
 
     table.md and table.html hold all tables of the suite; table.tex and table.csv the first, table-<name>.tex
-    and table-<name>.csv each further one. Raises BadInput naming the folder where it cannot be written.
+    and table-<name>.csv each further one; those of tables that are no more are removed. Raises BadInput naming the folder where it cannot be written.
     """
     return render_tables(name, build_tables(name, records, report, sanity=sanity, entries=entries), question, reports)
 
@@ -57,6 +57,10 @@ def render_tables(name: str, tables: Sequence[Table], question: str, reports: Pa
         files |= {f"{stem}.tex": to_latex(table), f"{stem}.csv": to_csv(table)}
     for file, content in files.items():
         replace_file(reports / name / file, content)
+    for path in (reports / name).glob("table-*.tex"):       # of tables that the suite does not have any more
+        if path.name not in files and path.read_bytes().startswith(BEGINNING.encode()):
+            path.unlink()
+            path.with_suffix(".csv").unlink(missing_ok=True)
     return [reports / name / file for file in files]
 
 

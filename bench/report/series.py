@@ -14,8 +14,10 @@ from typing import Any
 
 from bench.errors import BadInput
 from bench.registry import did_you_mean
+from bench.report.columns import Doubts
 from bench.report.drawing import COLOURS, colour_of
 from bench.report.grouping import Arranged, Group, arrange, canonical, group
+from bench.report.lookup import asked
 from bench.report.model import Direction, Table, is_property
 from bench.report.spec import FigureSpec, RowKey
 from bench.report.tables import build_table, comparable_numbers
@@ -46,6 +48,7 @@ class Point:
     mean: float
     runs: tuple[tuple[str, float], ...]         # (train_id, number)
     group: int = 0                              # its row of the figure's table
+    doubtful: bool = False                      # a plausibility gate doubts it
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +64,14 @@ class Series:
     points: tuple[Point, ...]
 
 
-def figure_series(records: Sequence[Record], spec: FigureSpec) -> list[Series]:
+def figure_series(records: Sequence[Record], spec: FigureSpec, doubts: Doubts | None = None) -> list[Series]:
     """Lines by panel, then by label. Runs that differ in more than `over` are on different lines, but for settings
-    that `x` tells anyway. Raises BadInput for an `x` that no run has.
+    that `x` tells anyway. `doubts`: what the plausibility gates say. Raises BadInput for an `x` that no run has.
     """
     known = is_property(spec.x_key.resolved)
     table_spec = spec.table(x_heads_rows=not known)
     arranged = arrange(records, table_spec.row_keys(), table_spec.over_keys())
-    table: Table = build_table(records, table_spec, doubts={})
+    table: Table = build_table(records, table_spec, doubts=doubts or {})
     xs = _properties(arranged.groups, spec) if known else _settings(arranged, table, spec.x_key)
     lines = _lines(arranged, table, xs, spec, known)
     asked = [k for k in arranged.keys if k.resolved not in {spec.x_key.resolved, *arranged.added}]
@@ -82,7 +85,7 @@ def figure_series(records: Sequence[Record], spec: FigureSpec) -> list[Series]:
                 cell = table.rows[i].cells[j]
                 if cell.number is not None and numbers[i] and x is not None:
                     runs = tuple((r.train_id, number) for r, number in numbers[i])
-                    points.append(Point(x, cell.number, runs, i))
+                    points.append(Point(x, cell.number, runs, i, cell.doubtful))
             if points:
                 found.append(Series(
                     column.key, column.heading, column.unit == "share", x_title(spec.x_key), headings,
@@ -133,7 +136,7 @@ def _properties(groups: Sequence[Group], spec: FigureSpec) -> list[float | None]
     """The mean of each group's runs; None where none of them has it."""
     key = spec.x_key.resolved
     found = [_mean([x for r in g.records if (x := number_of(r, key)) is not None]) for g in groups]
-    if groups and all(x is None for x in found):
+    if groups and all(x is None for x in found) and not may_come(groups, key):
         section = key.partition(".")[0]
         known = sorted({f"{section}.{k}" for g in groups for r in g.records for k in getattr(r, section)})
         raise BadInput(f"report: figures: {spec.name}: x: no run has a number {key!r}{did_you_mean(key, known)}")
@@ -142,6 +145,18 @@ def _properties(groups: Sequence[Group], spec: FigureSpec) -> list[float | None]
 
 def _mean(numbers: Sequence[float]) -> float | None:
     return None if not numbers else numbers[0] if len(set(numbers)) == 1 else statistics.fmean(numbers)
+
+
+def may_come(groups: Sequence[Group], key: str) -> bool:
+    """Whether an `x` that no run has a number of is none the less meant: no run is done yet, or one has it without a
+    number, since a network was not there or the result not finite. Then its figure is left out."""
+    runs = [r for g in groups for r in g.records]
+    if not any(r.state == "done" for r in runs):
+        return True
+    if is_property(key):
+        section, _, name = key.partition(".")
+        return any(name in getattr(r, section) for r in runs)
+    return "." not in key and any(asked(key, runs).of(r) for r in runs)
 
 
 def number_of(record: Record, key: str) -> float | None:

@@ -20,6 +20,7 @@ import numpy as np
 from bench.files import replace_file
 from bench.report.drawing import natural, to_csv
 from bench.report.grouping import canonical
+from bench.report.headings import unusual_networks
 from bench.report.series import settings_of, shown_runs
 from bench.results import Record, Value
 
@@ -80,7 +81,8 @@ def render_reconstructions(
     columns = [Column("original", (), chosen[0].originals)]
     columns += [Column(s.record.label, texts[s.record.train_id], s.reconstructions) for s in chosen]
     said = Counter(notes.values())
-    sentences = [f"not shown: {_some([labels[t] for t, why in notes.items() if why == reason])}: {reason}" for reason in said]
+    sentences = _networks([s.record for s in chosen])
+    sentences += [f"not shown: {_some([labels[t] for t, why in notes.items() if why == reason])}: {reason}" for reason in said]
     png, images = _compressed(columns, sentences, min(most_images, len(chosen[0].originals)))
     rows: list[tuple[Any, ...]] = [(i, s.record.train_id, s.record.label, images, "") for i, s in enumerate(chosen, start=1)]
     rows += [("", t, labels[t], 0, why) for t, why in sorted(notes.items())]
@@ -163,15 +165,26 @@ def _numbers(records: Sequence[Record]) -> dict[str, tuple[str, ...]]:
     """train_id -> lines such as 'PSNR 23.47', measured in the same way for all who have one."""
     found: dict[str, list[str]] = {r.train_id: [] for r in records}
     for name, title, decimals in METRICS:
-        values: dict[str, dict[str, Value]] = {}
-        for r in records:
-            for _, v in sorted(r.values.items()):
-                if v.name == name and v.number is not None:
-                    values.setdefault(canonical(v.conditions()), {}).setdefault(r.train_id, v)
-        usual = max(values.values(), key=len, default={})
-        for train_id, v in usual.items():
+        for train_id, v in _usual(records, name).items():
             found[train_id].append(f"{title} {v.number:.{decimals}f}")
     return {train_id: tuple(lines) for train_id, lines in found.items()}
+
+
+def _usual(records: Sequence[Record], name: str) -> dict[str, Value]:
+    """train_id -> value of that name, of those measured under the conditions that most share."""
+    values: dict[str, dict[str, Value]] = {}
+    for r in records:
+        for _, v in sorted(r.values.items()):
+            if v.name == name and v.number is not None:
+                values.setdefault(canonical(v.conditions()), {}).setdefault(r.train_id, v)
+    return max(values.values(), key=len, default={})
+
+
+def _networks(records: Sequence[Record]) -> list[str]:
+    """'LPIPS with squeeze': numbers of a network that is not the usual one are on another scale, and there is no room
+    for that below a heading."""
+    return [f"{title} with {' and '.join(networks)}" for name, title, _ in METRICS
+            for v in list(_usual(records, name).values())[:1] if (networks := unusual_networks(v.metric, v.keywords))]
 
 
 def _some(labels: Sequence[str], most: int = 6) -> str:

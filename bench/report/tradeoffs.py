@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.errors import BadInput
+from bench.report.columns import Doubts
 from bench.report.drawing import (
     COLOURS,
     GREY,
@@ -17,6 +18,8 @@ from bench.report.drawing import (
     apart,
     axis_number,
     colour_of,
+    doubt_handle,
+    draw_doubts,
     legend,
     natural,
     panels,
@@ -29,7 +32,7 @@ from bench.report.drawing import (
 from bench.report.grouping import Arranged, arrange
 from bench.report.model import Direction, Table, is_property
 from bench.report.published_points import PublishedPoint, draw_published, published_handles
-from bench.report.series import PROPERTIES, number_of, x_title
+from bench.report.series import PROPERTIES, may_come, number_of, x_title
 from bench.report.spec import ColumnKey, FigureSpec
 from bench.report.tables import build_table, comparable_numbers
 from bench.results import Record
@@ -60,6 +63,7 @@ class TradePoint:
     front: bool                                 # no other point is at least as good in both and better in one
     runs: tuple[tuple[str, float], ...]         # (train_id, y)
     group: int = 0
+    doubtful: bool = False                      # a plausibility gate doubts x or y; then it is on no front
 
     @property
     def label(self) -> str:
@@ -98,7 +102,7 @@ def pareto(points: Sequence[tuple[float, float]], x: Direction, y: Direction) ->
     return sorted(front)
 
 
-def tradeoffs(records: Sequence[Record], spec: FigureSpec) -> list[Tradeoff]:
+def tradeoffs(records: Sequence[Record], spec: FigureSpec, doubts: Doubts | None = None) -> list[Tradeoff]:
     """Panels of a figure, one a column of `y`; rows are grouped, averaged and told apart as in a table.
 
     `x` is a dotted key of layout, parameters, cost or monitors, a setting with a number, or a measured value. Raises
@@ -111,7 +115,7 @@ def tradeoffs(records: Sequence[Record], spec: FigureSpec) -> list[Tradeoff]:
         extra = ColumnKey(key=key.key, title=key.title)
         table_spec = table_spec.model_copy(update={"columns": (*table_spec.columns, extra)})
     arranged = arrange(records, table_spec.row_keys(), table_spec.over_keys())
-    table = build_table(records, table_spec, doubts={})
+    table = build_table(records, table_spec, doubts=doubts or {})
     xs = _xs(arranged, table, spec)
     x_heading, x_direction = x_title(key), PROPERTIES.get(key.resolved, ("", "none"))[1]
     if measured:
@@ -123,10 +127,13 @@ def tradeoffs(records: Sequence[Record], spec: FigureSpec) -> list[Tradeoff]:
         rows = [(i, x, y) for i, (x, row) in enumerate(zip(xs, table.rows, strict=True))
                 if x is not None and (y := row.cells[j].number) is not None and numbers[i]]
         direction = PROPERTIES.get(column.key, ("", column.direction))[1]
-        front = set(pareto([(x, y) for _, x, y in rows], x_direction, direction))
+        doubtful = {i for i, row in enumerate(table.rows)
+                    if row.cells[j].doubtful or (measured and row.cells[-1].doubtful)}
+        sound = [row for row in rows if row[0] not in doubtful]
+        front = {sound[at][0] for at in pareto([(x, y) for _, x, y in sound], x_direction, direction)}
         points = tuple(
-            TradePoint(x, y, *names[i], at in front, tuple((r.train_id, n) for r, n in numbers[i]), i)
-            for at, (i, x, y) in enumerate(rows))
+            TradePoint(x, y, *names[i], i in front, tuple((r.train_id, n) for r, n in numbers[i]), i, i in doubtful)
+            for i, x, y in rows)
         if points:
             found.append(Tradeoff(column.key, column.heading, column.unit == "share", direction, x_heading, x_direction,
                                   spec.hue_key.heading if spec.hue_key is not None else "", points))
@@ -143,7 +150,7 @@ def _xs(arranged: Arranged, table: Table, spec: FigureSpec) -> list[float | None
     else:
         facts = [g.fact(key) for g in arranged.groups]
         found = [f if isinstance(f, int | float) and not isinstance(f, bool) else None for f in facts]
-    if all(x is None for x in found):
+    if all(x is None for x in found) and not may_come(arranged.groups, key):
         raise BadInput(f"report: figures: {spec.name}: x: no run has a number {key!r}; give a measured value, or a key of "
                        f"layout, parameters or cost such as layout.bits_per_pixel")
     return found
@@ -167,10 +174,10 @@ def _names(arranged: Arranged, table: Table, i: int, spec: FigureSpec) -> tuple[
 
 
 def tradeoff_csv(shown: Sequence[Tradeoff], published: Sequence[PublishedPoint] = ()) -> str:
-    rows = [(t.column, p.label, repr(p.x), repr(p.y), "yes" if p.front else "no", " ".join(r for r, _ in p.runs), "")
-            for t in shown for p in t.points]
-    rows += [(p.column, p.label, repr(p.x), repr(p.number), "", "", p.what) for p in published]
-    return to_csv(("column", "label", "x", "y", "pareto", "train_ids", "published"), rows)
+    rows = [(t.column, p.label, repr(p.x), repr(p.y), "yes" if p.front else "no", " ".join(r for r, _ in p.runs), "",
+             "implausible" if p.doubtful else "") for t in shown for p in t.points]
+    rows += [(p.column, p.label, repr(p.x), repr(p.number), "", "", p.what, "") for p in published]
+    return to_csv(("column", "label", "x", "y", "pareto", "train_ids", "published", "doubt"), rows)
 
 
 # -- drawing -------------------------------------------------------------------------------------------------
@@ -222,6 +229,7 @@ def _panels(
                 ax.plot([p.x] * len(p.runs), [y for _, y in p.runs], linestyle="", marker="o", markersize=3,
                         markerfacecolor="white", markeredgecolor=colours[p.hue], zorder=3)
         draw_published(ax, [(p.x, p) for p in published if p.column == t.column], {})
+        draw_doubts(ax, [(p.x, p.y) for p in t.points if p.doubtful])
         _axes(ax, t, spec)
     if spec.title:
         figure.suptitle(text(spec.title), fontsize=10.5, x=0.01, ha="left")
@@ -245,6 +253,8 @@ def _finish(
     if any(len(t.points) > 1 and any(p.front for p in t.points) for t in shown):
         handles.append(Line2D([], [], color=FRONT, linewidth=1.0, label="Pareto front"))
     handles += published_handles(published)
+    if any(p.doubtful for t in shown for p in t.points):
+        handles.append(doubt_handle())
     if handles:
         legend(figure, axes, shown[0].hue_heading if named else "", handles)
 
