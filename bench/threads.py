@@ -7,8 +7,11 @@ the whole takes a hundred times as long. A thread with a share of its own waits 
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import torch
 from torch import Tensor
@@ -23,9 +26,21 @@ def in_shares(function: Callable[[Tensor, Tensor], Tensor], one: Tensor, other: 
     if one.device.type != "cpu" or threads == 1:
         return function(one, other)
     share = max(-(-len(one) // threads), least)
-    try:
-        # the number of threads belongs to the thread that sets it: each of these uses one
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return torch.cat(list(pool.map(function, one.split(share), other.split(share))), -1)
-    finally:
-        torch.set_num_threads(threads)          # ... but for what torch remembers for threads to come
+    return torch.cat(list(_pool(threads, os.getpid()).map(function, one.split(share), other.split(share))), -1)
+
+
+@functools.cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads of this process that wait for work, for each of which torch has one thread."""
+    started = Barrier(threads + 1)
+
+    def start() -> None:
+        torch.set_num_threads(1)                # of the thread that says so ...
+        started.wait()
+
+    pool = ThreadPoolExecutor(threads, "share", initializer=start)
+    for _ in range(threads):
+        pool.submit(int)
+    started.wait()
+    torch.set_num_threads(threads)              # ... but for what torch remembers for threads to come
+    return pool

@@ -18,6 +18,10 @@ from bench.weights import FILES
 FEW = 4         # with fewer runs a test finds large differences only
 
 
+#: what is said of a window of codes; the other details are for figures
+WINDOW = {"ceiling", "codes", "fill", "used"}
+
+
 def table_notes(
     arranged: Arranged, runs: Sequence[Record], columns: Sequence[Built], over: Sequence[str], n: int
 ) -> list[str]:
@@ -132,7 +136,7 @@ def _how_measured(columns: Sequence[Built]) -> list[str]:
         for protocol in sorted({_protocol(built, v) for _, v in built.values}):
             named.setdefault(protocol, []).append(title)
         windows = [v for _, v in built.values if v.window is not None]
-        details = sorted({k for v in windows for k in v.details})
+        details = sorted({k for v in windows for k in v.details} & WINDOW)
         spans = [(k, [x for v in windows if (x := v.details.get(k)) is not None]) for k in details]
         if parts := [f"{k} {_span(numbers)}" for k, numbers in spans if numbers]:
             notes.append(f"{title}: {', '.join(parts)}.")
