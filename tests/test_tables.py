@@ -789,6 +789,13 @@ def test_a_table_says_so_when_only_some_test_images_were_measured() -> None:
     assert "Measured on the first 64 of 705 test images." in to_markdown(build_table([few], spec))
 
 
+def test_a_table_says_so_when_other_weights_were_measured_than_training_ended_with() -> None:
+    average, live = (value("psnr", 20.0, settings={"weights": w}) for w in ("average", "live"))
+    assert "Measured with average weights, not those that training ended with: PSNR." in table(
+        [record("a", {"psnr": average})]).notes
+    assert not any("weights" in n for n in table([record("a", {"psnr": live})]).notes)
+
+
 def test_a_network_file_that_is_not_the_published_one_is_named() -> None:
     def table(known: str) -> str:
         settings = {"networks": {"inception": known}}

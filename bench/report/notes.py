@@ -130,6 +130,9 @@ def _how_measured(columns: Sequence[Built]) -> list[str]:
     if fewer:
         notes.append(f"Measured on the first {_few(sorted(fewer))} test images.")
     notes += _other_networks(columns)
+    for weights in sorted({str(v.settings.get("weights", "live")) for b in columns for _, v in b.values} - {"live"}):
+        titles = [b.column.title for b in columns if any(v.settings.get("weights") == weights for _, v in b.values)]
+        notes.append(f"Measured with {weights} weights, not those that training ended with: {', '.join(titles)}.")
     named: dict[str, list[str]] = {}
     for built in columns:
         title = built.column.title
