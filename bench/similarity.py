@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-#: pixels of one block on a CPU: four float32 maps of it are 3 MiB and stay in the cache
-BLOCK = 3 << 16
+#: pixels of one block on a CPU: four float32 maps of it are 6 MiB and stay in its last cache
+BLOCK = 6 << 16
 #: planes of a block, side by side in memory, and of larger images: multiples of the 16 float32 of a vector register
 PLANES, LEAST = 48, 16
 #: above this, the rounding of float32 could be worth 2e-6 of a plane's mean; see `_block`

@@ -206,13 +206,14 @@ def test_identical_images_count_100_db_and_ssim_one() -> None:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("window", [Window.gaussian(11, 1.5), Window.uniform(7)])
 @torch.inference_mode()
-def test_similarity_is_float64s_whatever_the_images_and_threads(window: Window, threads: int) -> None:
+def test_similarity_is_float64s_whatever_the_images_and_threads(window: Window, threads: int, monkeypatch) -> None:
     """Also where float32 would be off: flat planes far apart, noise on white, halves that swap."""
     white = 250 - noisy(torch.zeros(1, 3, 40, 40, dtype=torch.uint8), 9, 2)
     halves = torch.full((1, 3, 40, 40), 100, dtype=torch.uint8)
     halves[..., 20:] = 200
     images = torch.cat([smooth(20, 40, 0), white, halves, torch.full_like(white, 20), white])
     others = torch.cat([noisy(smooth(20, 40, 0), 20, 1), white - 9, halves.flip(3), torch.full_like(white, 180), white])
+    monkeypatch.setattr("bench.threads.LEAST", 1 << 14)                 # so that there are shares to join
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

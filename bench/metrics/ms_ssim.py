@@ -59,7 +59,7 @@ class MSSSIM(PerImageMean):
         if min(height, width) <= (least := (SIZE - 1) * 2**last):
             raise Incompatible(f"MS-SSIM with {last + 1} scales needs images of {least + 1} pixels, got {height}x{width}; "
                                "set scales to fewer")
-        return in_shares(self._share, images, others, least=4)
+        return in_shares(self._share, images, others)
 
     def _share(self, images: Tensor, others: Tensor) -> Tensor:
         x, y = images.flatten(0, 1), others.flatten(0, 1)

@@ -70,7 +70,7 @@ class SSIM(PerImageMean):
         height, width = images.shape[-2:]
         if min(height, width) < self.size:
             raise Incompatible(f"SSIM's window of {self.size} does not fit into images of {height}x{width}")
-        return in_shares(self._share, images, others, least=4)
+        return in_shares(self._share, images, others)
 
     def _share(self, images: Tensor, others: Tensor) -> Tensor:
         if self.channel == "luma":
