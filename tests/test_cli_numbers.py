@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,11 @@ def test_verify_says_that_nothing_is_published(trained: tuple[Bench, Path]) -> N
     out = bench("verify", str(path))
     assert "no published number" in out
     assert "tolerance" in bench("verify", str(path), "--tolerance", "psnr:1", code=2)
+    elsewhere = bench.folder / "elsewhere"
+    shutil.copytree(bench.folder / "results" / "numbers", elsewhere / "numbers")
+    (elsewhere / "published.csv").write_text("not,what,it,has,to,be\n")
+    out = bench("verify", str(path), "--results", str(elsewhere), code=2)
+    assert "elsewhere/published.csv:1: the columns have to be" in out, "the published numbers beside the records count"
 
 
 def test_sanity_measures_a_further_row_and_nothing_twice(trained: tuple[Bench, Path]) -> None:
