@@ -27,13 +27,13 @@ from bench.curves import Curves
 from bench.data import CachedBatches, Order, StreamedBatches, fits_on_device
 from bench.distributed import Agreement, MainFailed, PeerLost, any_process, from_main, is_main, meet, world_size
 from bench.errors import BadInput, Incompatible, NonFinite
-from bench.evaluate import Measured, measure, write_grid
+from bench.evaluate import measure, write_grid
 from bench.files import write_atomic
 from bench.image_cache import OpenSplit, decoded
 from bench.places import Places
 from bench.plan import run_digest
 from bench.provenance import changed, changes_told, provenance, save_code
-from bench.registry import include_from_environment, resolve, signature
+from bench.registry import include_from_environment, resolve
 from bench.results import Record, Value
 from bench.run import Run, Wanted, data_key, open_images, streams
 from bench.runs import RunFolder, State, scheduler_job
@@ -289,21 +289,12 @@ class _Story:
             )
             if weights == "average":
                 state.average.swap(state.model)
-            new = {i: (self.value(missing[i], found[i]), found[i].per_image) for i in ids}
+            new = {i: (missing[i].value(found[i]), found[i].per_image) for i in ids}
             self.on_main("measured values", lambda new=new: self.write_values(new))
             there |= {value_id: value for value_id, (value, _) in new.items()}
             self.fruitful = True
         self.evaluate_seconds = time.monotonic() - began
         return there
-
-    def value(self, wanted: Wanted, measured: Measured) -> Value:
-        attributes = signature("metric", wanted.spec.metric.name).attributes
-        return Value(
-            name=wanted.name, metric=wanted.spec.metric.name, number=measured.number, unit=attributes["unit"],
-            direction=attributes["direction"], images=measured.images, protocol=wanted.protocol,
-            keywords=wanted.spec.metric.content()["kwargs"], settings=wanted.settings(), details=measured.details,
-            reason=measured.reason,
-        )
 
     def measuring(self, done: int, total: int) -> None:
         """Between two batches of the evaluation: stop when asked; the values already written stay."""

@@ -5,15 +5,18 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bench.errors import BadInput
 from bench.image_cache import OpenSplit, open_split
 from bench.places import Places
 from bench.registry import signature
 from bench.resources import Resources
-from bench.results import Component, DataRecord
+from bench.results import Component, DataRecord, Value
 from bench.spec import ComponentSpec, LoopSettings, Spec, TrainSpec, ValueSpec
+
+if TYPE_CHECKING:
+    from bench.evaluate import Measured
 
 
 class Wanted(Spec):
@@ -38,6 +41,16 @@ class Wanted(Spec):
         spec = self.spec
         return {"revision": spec.metric.revision, "weights": spec.weights, "split": spec.split, "limit": spec.images,
                 "prepare": spec.prepare, "networks": spec.networks}
+
+    def value(self, found: Measured) -> Value:
+        """What a record keeps of the number that was measured."""
+        metric = self.spec.metric
+        attributes = signature("metric", metric.name).attributes
+        return Value(
+            name=self.name, metric=metric.name, number=found.number, unit=attributes["unit"],
+            direction=attributes["direction"], images=found.images, protocol=self.protocol,
+            keywords=metric.content()["kwargs"], settings=self.settings(), details=found.details, reason=found.reason,
+        )
 
 
 class Run(Spec):

@@ -285,7 +285,7 @@ def _measured(
                 images_of_all = setting.run.data["test"].images
                 count = min(images_of_all, w.spec.images or images_of_all)
                 why = f"{NOT_HERE}{' and '.join(FILES[name].file for name in absent)} was not there; `bench prepare` fetches it"
-                values[value_id] = _value(w, Measured(None, why, images=count))     # no path: records name no place
+                values[value_id] = w.value(Measured(None, why, images=count))     # no path: records name no place
             else:
                 todo[value_id] = w
     if known is not None and not todo:
@@ -303,7 +303,7 @@ def _measured(
         tell = None if progress is None else lambda done, total: progress(baseline.label, done, total)
         found = measure(tokenizer, images.test[:limit], metrics, device=device, batch_size=BATCH, cache=places.cache,
                         prepare={i: w.spec.prepare for i, w in now.items()}, progress=tell)
-        values |= {i: _value(w, _named(found[i], baseline)) for i, w in now.items()}
+        values |= {i: w.value(_named(found[i], baseline)) for i, w in now.items()}
     return _record(row, setting, baseline, values, seconds=time.monotonic() - began)
 
 
@@ -317,16 +317,6 @@ def _named(measured: Measured, baseline: Baseline) -> Measured:
 def _networks(wanted: Wanted) -> list[str]:
     metric = wanted.spec.metric
     return needed(signature("metric", metric.name).attributes, metric.kwargs)
-
-
-def _value(wanted: Wanted, measured: Measured) -> Value:
-    metric = wanted.spec.metric
-    attributes = signature("metric", metric.name).attributes
-    return Value(
-        name=wanted.name, metric=metric.name, number=measured.number, unit=attributes["unit"],
-        direction=attributes["direction"], images=measured.images, protocol=wanted.protocol,
-        keywords=metric.content()["kwargs"], settings=wanted.settings(), details=measured.details, reason=measured.reason,
-    )
 
 
 def _record(

@@ -6,7 +6,6 @@ is called, it belongs there if metric, keywords and preparation of the images ar
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections import Counter
@@ -29,17 +28,9 @@ def attributes(metric: str) -> Mapping[str, Any]:
         return {}
 
 
-def _telling(metric: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Keywords, as JSON has them, without those that say what the metric did before it had the keyword."""
-    neutral = attributes(metric).get("neutral", {})
-    return {k: v for k, v in json.loads(json.dumps(dict(keywords))).items() if k not in neutral or neutral[k] != v}
-
-
 def conditions(record: Record, value: Value) -> dict[str, Any]:
     """How a number was measured, flat, and on which test images. Only equal conditions may be compared."""
     found = value.conditions()
-    for key in value.keywords.keys() - _telling(value.metric, value.keywords):
-        found.pop(key, None)
     test = record.data.get("test")
     return found | ({"test images": test.fingerprint} if test is not None else {})
 
@@ -93,12 +84,7 @@ def asked(key: str, records: Sequence[Record]) -> Asked:
 def same_content(value: Value, wish: Wish) -> bool:
     """Whether a stored value was measured as a protocol wishes: metric, keywords, preparation of the images."""
     return (value.metric == wish.metric.name and value.settings.get("prepare") == wish.prepare
-            and _telling(value.metric, value.keywords) == _wished(wish.metric.name, canonical(wish.metric.kwargs)))
-
-
-@functools.cache
-def _wished(metric: str, keywords: str) -> dict[str, Any]:
-    return _telling(metric, json.loads(keywords))
+            and value.telling_keywords() == json.loads(canonical(wish.keywords)))
 
 
 def _under_another_name(key: str, values: Sequence[Value]) -> list[Value]:
