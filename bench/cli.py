@@ -352,7 +352,7 @@ def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: 
         except BadInput as error:               # a finished suite is rendered where its images are not, too
             notice.print(f"sanity rows are not measured here: {error}", markup=False)
     rendered = Report((), ()) if driven.left else render(
-        opened.name, frame.question, frame.report, records, places, figures=True)
+        opened.name, frame.question, frame.report, records, places, figures=True, anew=bool(driven.chosen))
     groups = group(driven.planned, places, opened.command)
     if as_json:
         print(json.dumps({

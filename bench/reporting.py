@@ -24,11 +24,13 @@ class Report:
 
 
 def render(
-    name: str, question: str, report: ReportSpec, records: Sequence[Record], places: Places, *, figures: bool
+    name: str, question: str, report: ReportSpec, records: Sequence[Record], places: Places, *, figures: bool,
+    anew: bool = True,
 ) -> Report:
     """Write reports/<name>/. The same records give the same bytes; files whose content is unchanged are not touched.
 
-    Reconstructions are drawn where the run folders are on this machine.
+    Reconstructions are drawn where the run folders are on this machine. Codebook diagnostics take seconds a run: without
+    `anew` only where there are none yet.
     """
     if not records:
         return Report((), ())
@@ -48,5 +50,6 @@ def render(
         curves = home / "curves.parquet"
         paths += render_figures(name, records, report, curves, places.reports, sanity=sanity, entries=entries)
         paths += render_reconstructions(name, records, places.runs, places.reports)
-        paths += render_diagnostics(name, records, diagnostics_folder(places, name), curves, places.reports)
+        if anew or not (places.reports / name / "diagnostics.md").is_file():
+            paths += render_diagnostics(name, records, diagnostics_folder(places, name), curves, places.reports)
     return Report(tuple(tables), tuple(paths))
