@@ -182,8 +182,10 @@ def run_differences(ours: RunFolder, theirs: RunFolder) -> list[str]:
             found.append(f"{part}: {sorted(files[0])} and {sorted(files[1])}")
         else:
             found += [f"{part}/{name}" for name in files[0] if files[0][name] != files[1][name]]
-    names = [sorted(p.name for p in f.checkpoints.iterdir()) for f in (ours, theirs)]
-    return found + ([] if names[0] == names[1] else [f"checkpoints: {names[0]} and {names[1]}"])
+    # a run that is stopped saves where it stops: older checkpoints may be of other steps, the newest may not
+    kept = [sorted(p.name for p in f.checkpoints.iterdir()) for f in (ours, theirs)]
+    same_ends = len(kept[0]) == len(kept[1]) and (kept[0][0], kept[0][-1]) == (kept[1][0], kept[1][-1])
+    return found + ([] if same_ends else [f"checkpoints: {kept[0]} and {kept[1]}"])
 
 
 def _scientific(record: dict[str, Any]) -> dict[str, Any]:
