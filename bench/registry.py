@@ -32,6 +32,7 @@ HOMES = {
     "dataset": "bench.datasets",
     "tracker": "bench.trackers",
     "baseline": "bench.baselines",
+    "peer": "bench.peers",
 }
 #: what class names in annotations mean: partial[Quantizer] wants a quantizer
 KIND_OF_CLASS = {

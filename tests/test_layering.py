@@ -27,15 +27,15 @@ TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets
 CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
             "bench.errors", "bench.code_histogram", "bench.per_image", "bench.features", "bench.feature_sets",
             "bench.frechet", "bench.similarity", "bench.threads", "bench.image_dataset", "bench.image_files",
-            "bench.baseline"}
+            "bench.baseline", "bench.peer"}
 PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets",
-         "bench.trackers", "bench.baselines", "bench.discriminators", "implementations")
+         "bench.trackers", "bench.baselines", "bench.peers", "bench.discriminators", "implementations")
 #: the loop and below, from the bottom up: a file imports only from lines above its own
 LAYERS = [
     {"bench.errors", "bench.stopping", "bench.scheduler", "bench.resources", "bench.types", "bench.distributed",
      "bench.report.spec", "bench.terminal", "bench.networks", "bench.threads"},
     {"bench.similarity", "bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.jobs",
-     "bench.report.model", "bench.prepare", "bench.baseline"},
+     "bench.report.model", "bench.prepare", "bench.baseline", "bench.peer"},
     {"bench.places", "bench.spec", "bench.code_histogram", "bench.per_image", "bench.originals",
      "bench.frechet", "bench.npz"},
     {"bench.results", "bench.protocol", "bench.weights", "bench.image_files", "bench.optim", "bench.site"},
