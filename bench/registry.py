@@ -25,6 +25,14 @@ T = TypeVar("T", bound=Callable[..., Any])
 HOMES = {
     "tokenizer": "implementations",
     "quantizer": "implementations.quantizers",
+    # what a codebook is composed of
+    "distance": "implementations.codebook.distances",
+    "table": "implementations.codebook.tables",
+    "update": "implementations.codebook.updates",
+    "restart": "implementations.codebook.restarts",
+    "gradient": "implementations.codebook.gradients",
+    "init": "implementations.codebook.inits",
+    "alignment": "implementations.codebook.alignments",
     "objective": "bench.objectives",
     "loss": "bench.losses",
     "monitor": "bench.monitors",
@@ -38,7 +46,8 @@ HOMES = {
 KIND_OF_CLASS = {
     "Tokenizer": "tokenizer", "Quantizer": "quantizer", "Objective": "objective",
     "Loss": "loss", "Monitor": "monitor", "Metric": "metric", "ImageDataset": "dataset",
-    "Baseline": "baseline",
+    "Baseline": "baseline", "Distance": "distance", "Table": "table", "Update": "update", "Restart": "restart",
+    "Gradient": "gradient", "Init": "init", "Alignment": "alignment",
 }
 PLURALS = {kind: "losses" if kind == "loss" else f"{kind}s" for kind in HOMES}
 REQUIRED = object()

@@ -212,6 +212,8 @@ def bind(kind: str, value: Any, path: Path, fail: Fail) -> ComponentSpec:
             kwargs[key] = bind_value(keyword.annotation, keyword.text, given[key], (*path, key), fail)
         elif keyword.default is REQUIRED:
             raise fail((*path, key), MISSING, f"{name} needs this key ({keyword.text})")
+        elif isinstance(keyword.default, str) and _has_part(keyword.annotation):
+            kwargs[key] = bind_value(keyword.annotation, keyword.text, keyword.default, (*path, key), fail)
         else:
             kwargs[key] = keyword.default
     return ComponentSpec(kind=kind, name=name, revision=sig.revision, kwargs=kwargs)

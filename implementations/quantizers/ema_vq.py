@@ -12,6 +12,7 @@ from bench.distributed import sum_across
 from bench.interfaces import Quantizer
 from bench.registry import register
 from bench.types import LatentShape, QuantizerOutput, TokenLayout
+from implementations.search.averages import move_to_means
 from implementations.search.initial import drawn_from, initial_codebook
 from implementations.search.lookup import straight_through_lookup
 from implementations.search.nearest import nearest_codes
@@ -23,14 +24,8 @@ from implementations.search.statistics import add_statistics
 class EMAVQ(Quantizer):
     """Each code is the running mean of the latents that chose it; only the commitment loss remains.
 
-    With n_k, s_k the count and sum of one step over all processes and g = decay, the averages are
-    M <- g M + (1-g) n and S <- g S + (1-g) s. What becomes of codes that nothing chose (n_k = 0) differs
-    between published codes and is named here:
-    `freeze`: e_k = S_k / M_k where n_k > 0, otherwise unchanged; S starts at e, M at 0 (xyfJASON).
-    `laplace`: e_k = S_k / M'_k for all k with M' smoothed by epsilon; S starts at e, M at 0. A code unused in the
-        first step is thrown far away and stays dead, as in the published code (taming-transformers).
-    `zero_debiased`: both averages start at 0 and are divided by 1 - g^t; an unused code is the zero vector until
-        it is chosen (Sonnet, hoanhle).
+    zero_count: how codes that nothing chose move, see `move_to_means`: `freeze` (xyfJASON), `laplace`
+        (taming-transformers), `zero_debiased` (Sonnet, hoanhle).
     The averages are buffers; `after_step` moves them once per step.
     """
 
@@ -101,17 +96,7 @@ class EMAVQ(Quantizer):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         counts, sums = sum_across(self.step_counts), sum_across(self.step_sums)
-        self.updates += 1
-        self.mean_counts.lerp_(counts, 1 - self.decay)
-        self.mean_sums.lerp_(sums, 1 - self.decay)
-        if self.zero_count == "freeze":
-            means = self.mean_sums / self.mean_counts[:, None]
-            self.codebook.copy_(torch.where(counts[:, None] > 0, means, self.codebook))
-        else:
-            debias = 1 - self.decay ** self.updates.double() if self.zero_count == "zero_debiased" else 1.0
-            sizes, totals = self.mean_counts / debias, self.mean_sums / debias
-            n = sizes.sum()
-            smoothed = (sizes + self.epsilon) / (n + len(sizes) * self.epsilon) * n
-            self.codebook.copy_(totals / smoothed[:, None])
+        move_to_means(self.codebook, self.mean_counts, self.mean_sums, self.updates, counts, sums, decay=self.decay,
+                      zero_count=self.zero_count, epsilon=self.epsilon)
         self.step_counts.zero_()
         self.step_sums.zero_()

@@ -10,17 +10,19 @@ from bench.distributed import mean_across
 BLOCK_BYTES = 16 * 2**20
 
 
-def assignment_entropy(z: Tensor, table: Tensor, temperature: float) -> Tensor:
+def assignment_entropy(z: Tensor, table: Tensor, temperature: float, *, product: bool = False) -> Tensor:
     """H(p_i) averaged over samples minus H of the mean p, with p_i = softmax(-|z_i - e|^2 / temperature).
 
     z [N, D], table [K, D] -> scalar. Low when each sample is sure and all codes are used (Eq. 4 of
     arXiv:2310.05737, on squared distances as in the VQ baselines that share it). The mean p is over all processes.
+    product: p_i = softmax(z_i . e / temperature) instead.
     """
     k = len(table)
     norms = table.square().sum(1)
 
     def block_sums(rows: Tensor) -> tuple[Tensor, Tensor]:
-        logits = (2 * rows @ table.T - norms) / temperature                 # |z|^2 is constant within a row
+        products = rows @ table.T
+        logits = (products if product else 2 * products - norms) / temperature      # |z|^2 is constant within a row
         log_p = logits.log_softmax(1)
         p = log_p.exp()
         return -(p * log_p).sum(), p.sum(0)
