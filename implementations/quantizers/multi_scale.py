@@ -149,6 +149,7 @@ def nearest_tick(scale: int, scales: int, count: int) -> int:
     """Which of `count` convolutions a scale uses: the first of the nearest ticks to its place in [0, 1]. Ticks are
     evenly placed from 1 / (2 count) to 1 - 1 / (2 count); of four, from 1/12 to 11/12, as in the published code."""
     place = scale / (scales - 1) if scales > 1 else 0.0
-    edge = 1 / (3 if count == 4 else 2) / count
-    ticks = [edge + i * (1 - 2 * edge) / (count - 1) if count > 1 else edge for i in range(count)]
+    first = 1 / (3 if count == 4 else 2) / count
+    step = (1 - first - first) / max(count - 1, 1)
+    ticks = [i * step + first for i in range(count - 1)] + [1 - first]      # rounded as published: ties are common
     return min(range(count), key=lambda i: abs(ticks[i] - place))
