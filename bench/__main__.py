@@ -7,7 +7,8 @@ import sys
 
 def main() -> None:
     """Entry point of the console script and of `python -m bench`."""
-    import bench.cli_numbers  # noqa: F401  (adds its commands)
+    import bench.cli_numbers
+    import bench.cli_profile  # noqa: F401
     from bench.cli import app
     from bench.errors import BadInput
 

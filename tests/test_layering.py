@@ -18,9 +18,9 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "binder", "checked", "cli", "cli_numbers", "collect", "compare", "curves", "diagnostics", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
+    "binder", "checked", "cli", "cli_numbers", "cli_profile", "collect", "compare", "curves", "diagnostics", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
     "image_files", "jobs", "launch", "npz", "places", "plan", "preflight", "protocol", "provenance", "published", "registry", "reporting", "resources", "results", "run",
-    "runs", "scheduler", "schema", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal",
+    "runs", "scheduler", "schema", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal", "timings",
     "verify", "weights", "yaml_lines"))}
 TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
@@ -38,18 +38,19 @@ LAYERS = [
      "bench.report.model", "bench.prepare", "bench.baseline", "bench.peer"},
     {"bench.places", "bench.spec", "bench.code_histogram", "bench.per_image", "bench.originals",
      "bench.frechet", "bench.npz"},
-    {"bench.results", "bench.protocol", "bench.weights", "bench.image_files", "bench.optim", "bench.site"},
-    {"bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
+    {"bench.results", "bench.protocol", "bench.weights", "bench.image_files", "bench.optim", "bench.site", "bench.timings"},
+    {"bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
     {"bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
      "bench.together", "bench.validate", "bench.verify", "bench.submissions", "bench.task"},
-    {"bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
-    {"bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
+    {"bench.profile", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
+    {"bench.throughput", "bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
     {"bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},
     {"bench.plan", "bench.reporting"},
     {"bench.execute", "bench.failures", "bench.follow"},
     {"bench.drive", "bench.explain"},
     {"bench.cli"},
     {"bench.cli_numbers"},
+    {"bench.cli_profile"},
     {"bench.__main__"},
 ]
 
@@ -144,8 +145,9 @@ def test_files_import_from_lower_layers_only() -> None:
 
 
 def test_nothing_imports_the_command_line() -> None:
-    assert {name for name in FILES if "bench.cli" in ours(name)} == {"bench.__main__", "bench.cli_numbers"}
-    assert [name for name in FILES if "bench.cli_numbers" in ours(name)] == ["bench.__main__"]
+    assert {name for name in FILES if "bench.cli" in ours(name)} == {"bench.__main__", "bench.cli_numbers", "bench.cli_profile"}
+    assert {name for name in FILES if "bench.cli_numbers" in ours(name)} == {"bench.__main__", "bench.cli_profile"}
+    assert [name for name in FILES if "bench.cli_profile" in ours(name)] == ["bench.__main__"]
 
 
 DRIVER = """
@@ -166,7 +168,7 @@ print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["ls"], ["ls", "quantizers"], ["plan", "quickstart"],
     ["plan", "celeba_readme_table", "--json"],
-    ["status", "quickstart"], ["run", "--help"], ["schema"], ["explain", "ssim"], ["verify", "celeba_codebook_size"], ["report", "quickstart"], ["plan", "quickstrat"],
+    ["status", "quickstart"], ["run", "--help"], ["schema"], ["profile", "--help"], ["profile", "quantizers", "--help"], ["explain", "ssim"], ["verify", "celeba_codebook_size"], ["report", "quickstart"], ["plan", "quickstrat"],
 ], ids=" ".join)
 def test_commands_that_need_no_torch_do_not_load_it(arguments: list[str], tmp_path: Path) -> None:
     if arguments[0] == "report":
