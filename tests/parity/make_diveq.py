@@ -6,7 +6,7 @@ Torch's generator is seeded with 1000 before each forward.
 """
 
 import torch
-from codebook_recording import B, D, K, SIDE, checkout, load, maps, rows, save, table
+from codebook_recording import SIDE, B, D, K, checkout, load, maps, rows, save, table
 
 folder = checkout() / "vqgan_generation"
 cases = {}

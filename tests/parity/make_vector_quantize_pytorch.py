@@ -4,7 +4,7 @@
 """
 
 import torch
-from codebook_recording import B, D, K, SIDE, maps, rows, save, table
+from codebook_recording import SIDE, B, D, K, maps, rows, save, table
 from vector_quantize_pytorch import VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import directional_reparam, orthogonal_loss_fn, rotate_to
 
