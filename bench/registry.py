@@ -306,6 +306,8 @@ def source_closure(files: Iterable[Path]) -> list[Path]:
         if file in seen or not file.is_file():
             continue
         seen.add(file)
-        todo += [f for f in _imports(file) if f.parent.name in ("losses", "objectives", "discriminators")
-                 or "implementations" in f.parts]
+        todo.append(file.with_suffix(".c"))             # a compiled kernel lies beside the module that uses it
+        if file.suffix == ".py":
+            todo += [f for f in _imports(file) if f.parent.name in ("losses", "objectives", "discriminators")
+                     or "implementations" in f.parts]
     return sorted(seen)
