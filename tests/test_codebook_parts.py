@@ -248,14 +248,18 @@ def test_rotation_is_the_gradient_of_the_constant_rotation(form: str, scale: boo
     torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_reflection_is_the_gradient_of_the_constant_mirror() -> None:
+@pytest.mark.parametrize("form", ["vector", "direction"])
+def test_reflection_is_the_gradient_of_the_constant_mirror(form: str) -> None:
     z, q, mix = (latents(s).flatten(0, 1) for s in (3, 4, 5))
     ours = z.clone().requires_grad_()
-    got = torch.autograd.grad((Reflection().handed(ours, q, q, torch.arange(len(q))) * mix).sum(), ours)[0]
+    got = torch.autograd.grad((Reflection(form=form).handed(ours, q, q, torch.arange(len(q))) * mix).sum(), ours)[0]
     zd = z.double().requires_grad_()
     w = F.normalize(F.normalize(z.double(), dim=1) - F.normalize(q.double(), dim=1), dim=1)
+    moving = zd
+    if form == "direction":
+        moving = zd / zd.norm(dim=1, keepdim=True) * z.double().norm(dim=1, keepdim=True)
     mirror = torch.eye(4, dtype=torch.float64) - 2 * w[:, :, None] * w[:, None, :]
-    turned = (q.double().norm(dim=1) / z.double().norm(dim=1))[:, None] * torch.einsum("nij,nj->ni", mirror, zd)
+    turned = (q.double().norm(dim=1) / z.double().norm(dim=1))[:, None] * torch.einsum("nij,nj->ni", mirror, moving)
     torch.testing.assert_close(turned.detach().float(), q, rtol=1e-4, atol=1e-5)
     wanted = torch.autograd.grad((turned * mix.double()).sum(), zd)[0]
     torch.testing.assert_close(got.double(), wanted, rtol=1e-3, atol=1e-4)

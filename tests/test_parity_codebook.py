@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.types import LatentShape
 from implementations.codebook.alignments.entropy import Entropy
 from implementations.codebook.alignments.orthogonal import Orthogonal
-from implementations.codebook.alignments.wasserstein import gaussian_wasserstein, moments
+from implementations.codebook.alignments.wasserstein import Wasserstein
 from implementations.codebook.distances.cosine import Cosine
 from implementations.codebook.distances.l2 import L2
 from implementations.codebook.gradients.diveq import DiVeQ
@@ -165,12 +165,12 @@ def test_vector_quantize_pytorch_orthogonal() -> None:
 
 @pytest.mark.parametrize(("file", "case", "gradient"), [
     ("rotation_trick", "vector", Rotation), ("vector_quantize_pytorch_vq", "rotation", Rotation),
-    ("rotation_trick", "direction", partial(Rotation, form="direction")), ("rotation_trick", "reflection", Reflection),
+    ("rotation_trick", "direction", partial(Rotation, form="direction")), 
+    ("rotation_trick", "reflection", partial(Reflection, form="direction")),
     ("rotation_trick", "no_scale", partial(Rotation, form="direction", scale=False)),
 ])
 def test_rotation(file: str, case: str, gradient) -> None:
-    """Two differences on purpose. The patch reflects z / |z| and differentiates that norm, ours reflects z: theirs is
-    ours without its part along z. Unscaled, the patch keeps the 1 / |z| of that norm, ours is free of any scale."""
+    """One difference on purpose: unscaled, the patch keeps the 1 / |z| of its norm, ours is free of any scale."""
     wanted = golden(file, case)
     quantizer = make(CodebookVQ, table=wanted["table"], gradient=gradient)
     z = wanted["latents"].clone().requires_grad_()
@@ -178,12 +178,8 @@ def test_rotation(file: str, case: str, gradient) -> None:
     assert torch.equal(out.codes.flatten(), wanted["codes"].long())
     close(out.quantized, wanted["quantized"], 1e-5)             # the authors add 1e-6 to norms
     found, = torch.autograd.grad((out.quantized * wanted["toward"]).sum(), z)
-    length = wanted["latents"].norm(dim=2, keepdim=True)
-    along = wanted["latents"] / length
-    if case == "reflection":
-        found = found - along * (along * found).sum(2, keepdim=True)
     if case == "no_scale":
-        found = found / length
+        found = found / wanted["latents"].norm(dim=2, keepdim=True)
     close(found, wanted["latents_grad"], 2e-5)
 
 
@@ -215,15 +211,13 @@ def test_diveq_replaces_the_same_codes() -> None:
 
 @pytest.mark.parametrize("case", ["vqgan", "var"])
 def test_wasserstein_distance(case: str) -> None:
-    """The VQGAN form divides by the latents' largest deviation: the same distance in another unit."""
+    """The VAR form scales the latents' ridge too: a difference of 1e-6."""
     wanted = golden("wasserstein_vq", case)
     book = wanted["table"].clone().requires_grad_()
-    unit = wanted["latents"].std(0).max() if case == "vqgan" else torch.ones(())
-    ridge = (1e-8 if case == "vqgan" else 1e-6) * torch.eye(D)
-    mean, covariance = moments(wanted["latents"] / unit)
-    codes_mean, codes_covariance = moments(book / unit)
-    share = 1.0 if case == "vqgan" else 0.25
-    loss = gaussian_wasserstein(mean, share * (covariance + ridge), codes_mean, codes_covariance + ridge)
+    form = {"unit": "deviation", "epsilon": 1e-8} if case == "vqgan" else {"spread": 0.5}
+    part = Wasserstein(book, queue=len(wanted["latents"]), **form)
+    part.after_step(wanted["latents"])
+    loss = part(wanted["latents"], book, L2())["wasserstein"]
     close(loss, wanted["loss"], 1e-5)
     close(torch.autograd.grad(loss, book)[0], wanted["table_grad"], 1e-4)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -37,6 +39,8 @@ class Wasserstein(Alignment):
     queue: how many latents of past steps the first Gaussian is taken of. The authors push the current batch before
         they measure; here a step's latents enter after it, from all processes, so that a forward waits for nobody.
     spread: the latents' covariance is multiplied by its square; 0.5 in the authors' multi-scale code.
+    unit: `deviation` divides latents and codes by the latents' largest standard deviation (the authors' VQGAN code),
+        so that the loss does not depend on the latents' scale.
     epsilon: added to both covariances' diagonals.
     The loss is 0 until the queue holds as many latents as codes have dimensions plus one.
     """
@@ -44,11 +48,12 @@ class Wasserstein(Alignment):
     moves_table = True
     latents = True
 
-    def __init__(self, codebook: Tensor, *, queue: int = 32768, spread: float = 1.0, epsilon: float = 1e-6) -> None:
+    def __init__(self, codebook: Tensor, *, queue: int = 32768, spread: float = 1.0,
+                 unit: Literal["none", "deviation"] = "none", epsilon: float = 1e-6) -> None:
         super().__init__()
         if queue <= codebook.shape[1]:
             raise ValueError(f"queue must be above the codes' width {codebook.shape[1]}, got {queue}")
-        self.spread, self.epsilon = spread, epsilon
+        self.spread, self.unit, self.epsilon = spread, unit, epsilon
         self.loss_weights = {"wasserstein": 1.0}
         self.register_buffer("past", torch.zeros(queue, codebook.shape[1]))
         self.seen = 0                               # latents ever pushed: a Python number, mirrored in the state
@@ -60,6 +65,10 @@ class Wasserstein(Alignment):
         ridge = self.epsilon * torch.eye(table.shape[1], device=table.device)
         mean, covariance = moments(self.past[:filled])
         codes_mean, codes_covariance = moments(table)
+        if self.unit == "deviation":
+            square = covariance.diagonal().max()
+            mean, codes_mean = mean / square.sqrt(), codes_mean / square.sqrt()
+            covariance, codes_covariance = covariance / square, codes_covariance / square
         return {"wasserstein": gaussian_wasserstein(mean, covariance * self.spread**2 + ridge,
                                                     codes_mean, codes_covariance + ridge)}
 

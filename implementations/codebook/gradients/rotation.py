@@ -43,7 +43,8 @@ class Rotation(Gradient):
 
     form: `vector` rotates z (the authors' VQ-VAE; vector-quantize-pytorch); `direction` rotates z / |z| and
         differentiates that norm, so that the gradient along z is removed (the authors' VQGAN and ViT-VQGAN patches).
-    scale: False leaves s out of the backward (the paper's ablation without gradient scaling).
+    scale: False leaves s out of the backward (an ablation of the paper; its released code keeps the 1 / |z| of the
+        differentiated norm there, this has no scale at all).
     Undefined, and finite, where q points exactly away from z.
     """
 

@@ -18,7 +18,8 @@ class Loaded(Table):
 
     file, sha256: an .npy, or a .pt with one tensor, and the first 8 or more hex digits of its hash. The rows are not
         part of a checkpoint. (Rows that learn: `free` with `init: file`.)
-    projector: `linear`, weights N(0, 1/D) as the authors' code; `mlp` with two layers; `none` (width = D).
+    projector: `linear`, weights N(0, 1/D); `mlp`: two layers, 256 wide between (both as the authors' code);
+        `none` (width = D). The authors weight commitment with 1 and codebook with 0.33.
     """
 
     writable = False
@@ -45,7 +46,7 @@ class Loaded(Table):
             self.projector: nn.Module = nn.Linear(width, dim)
             nn.init.normal_(self.projector.weight, std=dim**-0.5)
         elif projector == "mlp":
-            self.projector = nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, dim))
+            self.projector = nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Linear(256, dim))
         else:
             self.projector = nn.Identity()
 
