@@ -1,13 +1,15 @@
 """Nearest code, exactly, without the N x K table.
 
 argmin |z - e|^2 = argmax (z.e - |e|^2 / 2): no |z|^2, no square root. In fp32 whatever autocast says, because bf16
-products give 0.5-6 % wrong codes. Memory beyond the codes does not depend on N, K or D: rows and codes both come in
-blocks. Three roads to the same answer, by what there is:
+products give 0.5-6 % wrong codes. Memory beyond the codes does not depend on N, K or D (but for a number or two for
+each row and code): rows and codes both come in blocks. Four roads to the same answer, by what there is:
 
 CPU, with a C compiler: nearest.c, where no score leaves the registers and each depends on its row and code alone.
 CPU, without: products of blocks and numpy's arg-max, which is vectorised along rows where torch's is not; wide latents
     as a 1x1 convolution, which runs faster than the bundled BLAS, narrow ones on a thread per share of the rows.
-CUDA: blocks of products and torch's arg-max.
+CUDA, with Triton: triton_nearest.py, one pass without scores in memory. It was run under Triton's interpreter only, and
+    is taken where it has shown once in this process that it agrees with torch on this device.
+CUDA, without, or with BENCH_KERNELS=0: blocks of products and torch's arg-max.
 
 Where scores are exact (whole numbers, say) all give the same codes. Elsewhere codes that are nearest to within
 rounding may come out either way: roads add up in different orders.
@@ -15,16 +17,22 @@ rounding may come out either way: roads add up in different orders.
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from implementations.search.kernel import library
+from implementations.search.kernel import library, switched_off
 from implementations.search.precision import without_autocast
 from implementations.search.shares import in_shares
 
 BLOCK_BYTES = 4 * 2**20         # CPU: flat between 2 and 8 MiB; above, every temporary is mapped anew
-BLOCK_BYTES_CUDA = 256 * 2**20
+BLOCK_BYTES_CUDA = 16 * 2**20   # of scores; with latents, codes and their squares below 32 MiB
+TABLE_BYTES_CUDA = 4 * 2**20    # codes that are compared at a time
+CODES_CUDA = 2**14              # and no more than these, so that products keep many rows
 TABLE_BYTES = 4 * 2**20         # codes that are compared at a time
 PACKED_BYTES = 256 * 2**10      # the same for the compiled search: what stays in a core's cache
 FEWEST_ROWS = 16                # products of fewer rows take other roads, on which equal codes score differently
@@ -33,6 +41,8 @@ WIDE = 32                       # latents from here on go through the convolutio
 WIDEST_COMPILED = 4096
 LEAST_WORK = 2**20              # multiplications that are worth a thread
 ROWS_AT_ONCE = 2**20            # of the compiled search, which keeps one value for each
+
+_log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -133,7 +143,35 @@ def _offsets(e: Tensor, share: float) -> Tensor:
 
 
 def _search_cuda(z: Tensor, e: Tensor, share: float) -> Tensor:
-    offset = _offsets(e, share)
-    e = e.masked_fill(offset.isinf()[:, None], 0)
-    rows = max(1, BLOCK_BYTES_CUDA // (4 * len(e)))
-    return torch.cat([torch.addmm(offset, block.float(), e.T).argmax(1) for block in z.split(rows)])
+    search = None if switched_off() else _fused(z.device)
+    return (search or _search_blocks_cuda)(z, e, share)
+
+
+@functools.cache
+def _fused(device: torch.device) -> Callable[[Tensor, Tensor, float], Tensor] | None:
+    """The search in Triton; None, and a line in the log, where there is no Triton or it fails on the device."""
+    try:
+        from implementations.search import triton_nearest
+        if triton_nearest.works(device):
+            return triton_nearest.search
+        _log.warning("the search in Triton gives wrong codes on %s and is not used", device)
+    except Exception as error:          # what a compiler and a driver raise has no common class
+        _log.debug("the search on %s runs without Triton: %s", device, error)
+    return None
+
+
+def _search_blocks_cuda(z: Tensor, e: Tensor, share: float) -> Tensor:
+    """As _search_blocks, and nothing waits for the device."""
+    codes, best = torch.zeros(len(z), dtype=torch.int64, device=z.device), z.new_full((len(z),), -torch.inf).float()
+    width = max(1, min(len(e), CODES_CUDA, TABLE_BYTES_CUDA // (4 * max(1, e.shape[1]))))
+    rows = max(1, min(BLOCK_BYTES_CUDA // (4 * width), TABLE_BYTES_CUDA // (4 * max(1, e.shape[1]))))
+    for first in range(0, len(e), width):
+        part = e[first:first + width]
+        offset = _offsets(part, share)
+        part = part.masked_fill(offset.isinf()[:, None], 0)
+        for block, code, before in zip(z.split(rows), codes.split(rows), best.split(rows), strict=True):
+            value, found = torch.addmm(offset, block.float(), part.T).max(1)
+            better = value > before
+            code.copy_(torch.where(better, found + first, code))
+            before.copy_(torch.where(better, value, before))
+    return codes
