@@ -39,7 +39,7 @@ class Size:
     def parse(cls, text: str) -> Size:
         """'65536x64x512' or '65536×64×512'. Raises BadInput."""
         parts = re.split(r"[x×X*]", text.replace("_", "").strip())
-        if len(parts) != 3 or not all(p.strip().isdigit() and int(p) > 0 for p in parts):
+        if len(parts) != 3 or not all(p.strip().isdecimal() and int(p) > 0 for p in parts):
             raise BadInput(f"--sizes {text}: expected N×D×K (latents, width, codes), three positive numbers such as 65536x64x512")
         return cls(*map(int, parts))
 

@@ -37,6 +37,7 @@ class Gumbel(Quantizer):
     """
 
     title = "Gumbel"
+    assignment = "none"         # the largest logit, not the nearest code
 
     def __init__(
         self,

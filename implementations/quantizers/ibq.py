@@ -39,6 +39,7 @@ class IBQ(Quantizer):
     """
 
     title = "IBQ"
+    assignment = "dot"
 
     def __init__(
         self,
