@@ -95,7 +95,7 @@ class GaussianQuant(Quantizer):
             kl = self._kl(bits, len(latents))
             q = F.embedding(codes, self.codebook)
             if self.training:
-                sample = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+                sample = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, device=mean.device)
                 q = sample if self.form == "first" else q + (sample - sample.detach())
                 self._observe(bits.detach())
         shape = latents.shape[:2]

@@ -104,7 +104,7 @@ class SFDiVeQ(Quantizer):
             error = self.codebook.index_select(0, end) - z
             towards = error.detach()
             if self.noise_std:
-                towards = towards + torch.randn_like(towards) * self.noise_std
+                towards = towards + torch.randn(z.shape, device=z.device) * self.noise_std
             q = q + error.norm(dim=1, keepdim=True) * (weight * F.normalize(towards, dim=1))
         return codes, q
 
