@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +26,8 @@ from implementations.quantizers.grouped import Grouped
 from implementations.quantizers.sf_diveq import SFDiVeQ, nearest_segments
 
 SHAPE = LatentShape(positions=12, dim=6, grid=(3, 4))
-PARITY = Path(__file__).parent / "parity"
+ROOT = Path(__file__).resolve().parents[1]
+PARITY = ROOT / "tests" / "parity"
 
 
 def golden(file: str, case: str) -> dict[str, Tensor]:
@@ -365,3 +370,42 @@ def test_grouped_with_one_shared_controller() -> None:
 def test_gaussian_quant_refuses_values_out_of_range(keywords: dict, name: str) -> None:
     with pytest.raises(ValueError, match=name):
         GaussianQuant(SHAPE, **{"codebook_size": 16} | keywords)
+
+
+# -- processes ---------------------------------------------------------------------------------------------
+
+
+def work(rank: int, world: int, folder: Path) -> None:
+    """Three steps on this process's share of each batch; then what every process must agree on."""
+    if world > 1:
+        torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    curve = SFDiVeQ(SHAPE, codebook_size=9, skip_steps=3, average_steps=2).train()
+    gaussian = GaussianQuant(SHAPE, codebook_size=64).train()
+    for step in range(3):
+        curve.before_step(step)
+        curve(latents(batch=4, seed=step).chunk(world)[rank])
+        # the KL of the first half is above log2 K bits, that of the second below: alone, each would decide otherwise
+        scales = torch.tensor([3.0, 3.0, 0.3, 0.3])[:, None, None]
+        gaussian((latents(12, batch=4, seed=step) * scales).chunk(world)[rank])
+        curve.after_step(step)
+        gaussian.after_step(step)
+    told = {"codebook": curve.codebook.tolist(), "lam": [float(getattr(gaussian, n)) for n in ("lam", "lam_min", "lam_max")]}
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    work(0, 1, tmp_path)
+    one = json.loads((tmp_path / "0.json").read_text())
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    running = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)]
+    assert [process.wait(120) for process in running] == [0, 0]
+    assert one["lam"][1] < 1 < one["lam"][2]                            # both ends of the band were left
+    for rank in (0, 1):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == one
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), 2, Path(sys.argv[2]))
