@@ -492,3 +492,18 @@ def test_gaussian_kl_clamps_the_log_variance() -> None:
     assert torch.allclose(spread, torch.tensor([math.exp(-2), math.exp(1), math.exp(0.5)]), rtol=0.06)
     with pytest.raises(ValueError, match="logvar_range"):
         GaussianKL(SHAPE, logvar_range=(2.0, 2.0))
+
+
+def test_lfq_on_the_sphere_is_lfq_of_latents_brought_to_length_sqrt_n() -> None:
+    z = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(1)) * 3
+    mix = torch.randn(2, 12, 5, generator=torch.Generator().manual_seed(2))
+    shape = LatentShape(positions=12, dim=5)
+    found = []
+    for normalize in ("sphere", "none"):
+        leaf = z.clone().requires_grad_()
+        given = leaf if normalize == "sphere" else leaf * (5**0.5 / leaf.norm(dim=2, keepdim=True))
+        out = LFQ(shape, bits=5, normalize=normalize, temperature=1.0)(given)
+        loss = (out.quantized * mix).sum() + out.losses["entropy"] + out.losses["commitment"]
+        found.append((out.codes, loss.detach(), torch.autograd.grad(loss, leaf)[0]))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1:], found[1][1:], rtol=1e-5, atol=1e-5)

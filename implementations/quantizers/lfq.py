@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -26,6 +27,9 @@ class LFQ(Quantizer):
     commitment = mean (z - sg q)^2. Weights 0.1 and 0.25 are those of Open-MAGVIT2 (arXiv:2409.04410); MaskBit
     (arXiv:2409.16211) takes 0.02 for the entropy.
 
+    normalize: what happens to a latent before its signs. `none`, as published: the encoder has to end in a norm, or
+        single bits never flip. `sphere` brings its length to sqrt(n), as BSQ and vector-quantize-pytorch's spherical
+        form do: with temperature 1 it trains behind a plain convolution.
     bits: n, the width of the latents. levels: codes per position that share the bits; the fewest where not given.
     endian: `little` makes the first bit of a code the lowest (SEED-Voken, MaskBit), `big` the highest
         (vector-quantize-pytorch).
@@ -42,6 +46,7 @@ class LFQ(Quantizer):
         latent: LatentShape,
         *,
         bits: int = 10,
+        normalize: Literal["none", "sphere"] = "none",
         levels: int | None = None,
         endian: Literal["little", "big"] = "little",
         entropy: bool = True,
@@ -72,6 +77,7 @@ class LFQ(Quantizer):
         self.input_dim = self.output_dim = bits
         self.digits = Digits(even_levels(bits, levels), last_first=endian == "big")
         self.layout = TokenLayout(latent.positions, self.digits.sizes, (latent.grid,) if latent.grid else ())
+        self.normalize = normalize
         self.entropy, self.temperature, self.gamma, self.epsilon = entropy, temperature, gamma, epsilon
         self.entropy_boost, self.boost_steps = entropy_boost, boost_steps
         self.boost = 1.0                            # of the current step; a Python number
@@ -85,6 +91,8 @@ class LFQ(Quantizer):
     def forward(self, latents: Tensor) -> QuantizerOutput:
         with without_autocast(latents):
             z = latents.float()
+            if self.normalize == "sphere":
+                z = F.normalize(z, dim=-1) * z.shape[-1] ** 0.5
             q, commitment = _Signs.apply(z)
             codes = self.digits.pack((q.detach() + 1) / 2)
             losses = {"commitment": commitment}
