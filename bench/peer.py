@@ -28,6 +28,7 @@ class Peer(ABC):
     module: ClassVar[str | None] = None         # what has to be importable; None: nothing beyond torch
     package: ClassVar[str | None] = None        # what `pip install` calls it
     devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    searches: ClassVar[bool] = False            # it compares latents with the table: both have one width
 
     @abstractmethod
     def form(self, quantizer: str, keywords: Mapping[str, Any]) -> str | None:

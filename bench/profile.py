@@ -407,7 +407,7 @@ def _profile_size(
         keywords = found[0].fields["keywords"] if found else {}
         width = _width(subject, sample) if found else size.d
         for name, peer in peers.items():
-            if (form := peer.form(subject.name, keywords)) is not None:
+            if (form := peer.form(subject.name, keywords)) is not None and (width == size.d or not peer.searches):
                 beside[name] = form
                 wanted.setdefault((name, form, width), keywords)
         for case in found:

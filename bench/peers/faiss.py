@@ -21,6 +21,7 @@ class Faiss(Peer):
     """
 
     title = "faiss"
+    searches = True
     module = "faiss"
     package = "faiss-cpu"
     devices = ("cpu",)

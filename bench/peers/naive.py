@@ -21,6 +21,7 @@ class Naive(Peer):
     """
 
     title = "naive"
+    searches = True
 
     def form(self, quantizer: str, keywords: Mapping[str, Any]) -> str | None:
         return "VQ" if "codebook_size" in keywords else None
