@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import scheduler
+from bench import scheduler, submissions
 from bench.collect import collect, remember_suite
 from bench.errors import BadInput
 from bench.files import write_atomic
@@ -268,14 +268,20 @@ def cancel(planned: Sequence[Planned], places: Places) -> Iterator[str]:
 
 
 def _end_here(folders: Sequence[RunFolder]) -> None:
-    """Ask the processes that have these runs to end, also those that are just being started, and wait until they have."""
+    """Ask the processes that have these runs to end, also those that are just being started, and wait until they have.
+
+    A local queue has a run for the moment in which it writes that it was cancelled: it is not asked, since it has other
+    runs to start.
+    """
     asked: set[int] = set()
     began = quiet = time.monotonic()
     while folders and time.monotonic() < began + CANCEL_WITHIN and time.monotonic() < quiet + STARTING_WITHIN:
         owners = [owner for folder in folders if (owner := folder.owner()) is not None and owner.here]
+        tickets = [s.ticket for folder in folders if owners and (s := submissions.latest(folder)) is not None]
+        queues = {ticket.pid for ticket in tickets if ticket is not None and ticket.launcher == "local"}
         for owner in owners:
             quiet = time.monotonic()
-            if owner.pid not in asked:
+            if owner.pid not in asked | queues:
                 asked.add(owner.pid)
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(owner.pid, signal.SIGTERM)

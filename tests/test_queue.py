@@ -9,6 +9,7 @@ import signal
 import pytest
 from commands import Bench, at_step, steps_done, suite, until
 
+from bench import drive, submissions
 from bench.runs import RunFolder, process_gone, process_start
 
 
@@ -79,11 +80,11 @@ def test_ctrl_c_stops_the_runs_which_save_first_and_the_same_command_continues(b
 
 def test_ctrl_c_of_a_second_command_leaves_the_queue_of_the_first_alone(bench):
     path = bench.write(suite(seeds=[0]))
-    bench(*local(path, "--no-wait"), do={"*": "steps:60"})
+    bench(*local(path, "--no-wait"), do={"*": "steps:150"})
     folder = bench.run_folder(path, "run")
     at_step(folder, 1)
     second = bench.start(*local(path))
-    until(lambda: folder.read_state().step > 10, "some steps")
+    until(lambda: folder.read_state().step > 60, "some steps")
     os.killpg(second.pid, signal.SIGINT)
     second.communicate(timeout=30)
     assert second.returncode == 130
@@ -91,16 +92,31 @@ def test_ctrl_c_of_a_second_command_leaves_the_queue_of_the_first_alone(bench):
     assert folder.read_state().restarts == 0
 
 
+@pytest.mark.parametrize("holder", ["queue", "task"])
+def test_cancel_asks_the_task_of_a_run_to_end_and_never_the_queue(holder, tmp_path, monkeypatch):
+    """A queue has a run for a moment, too: while it writes that the run was cancelled."""
+    folder = RunFolder(tmp_path, "abc").create()
+    ticket = submissions.claim(folder, "local", None)                   # of this process
+    if holder == "task":
+        ticket.update(pid=1)                                            # the queue is another one
+    asked = []
+    monkeypatch.setattr(drive.os, "kill", lambda pid, number: asked.append((pid, number)) if number else None)
+    monkeypatch.setattr(drive, "CANCEL_WITHIN", 0.3)
+    with folder.claim():
+        drive._end_here([folder])
+    assert asked == ([(os.getpid(), signal.SIGTERM)] if holder == "task" else [])
+
+
 def test_cancel_ends_running_and_waiting_runs_and_retry_continues_them(bench):
     path = bench.write(suite(seeds=[0, 1, 2]))
-    bench(*local(path, "--no-wait", "-j", "1"), do={"*": "steps:40"})
+    bench(*local(path, "--no-wait", "-j", "1"), do={"*": "steps:120"})
     folder = bench.run_folder(path, "seed=0")
     at_step(folder, 3)
     assert "2 of 2 cancelled" in bench("cancel", str(path), "--only", "seed=[01]")
     rows = bench.until_states(path, {"seed=0": "cancelled", "seed=1": "cancelled", "seed=2": "done"})
     assert "cancelled by `bench cancel`" in rows["seed=0"]["note"]
-    said = bench("retry", str(path), "--launcher", "local", do={"*": "steps:40"})
-    assert "2 of 3 runs to do" in said and steps_done(folder) == list(range(1, 41))
+    said = bench("retry", str(path), "--launcher", "local", do={"*": "steps:120"})
+    assert "2 of 3 runs to do" in said and steps_done(folder) == list(range(1, 121))
     assert set(bench.states(path).values()) == {"done"}
 
 
