@@ -37,7 +37,7 @@ def launched(bench: Bench, do: dict[str, str], *words: str, **changes: object):
 
 
 def test_a_suite_goes_as_one_array_returns_at_once_and_is_not_submitted_twice(bench):
-    path, array = launched(bench, {"*": "sleep:2"}, "-j", "2")
+    path, array = launched(bench, {"*": "sleep:5"}, "-j", "2")
     assert sorted(queued()) == [f"{array}_{i}" for i in range(6)]
     said = bench("run", str(path), "--launcher", "slurm")           # nothing is missing: all is in somebody's hands
     assert "nothing to do" in said and len(queued()) <= 6
