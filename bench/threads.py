@@ -29,11 +29,11 @@ def in_shares(function: Callable[[Tensor, Tensor], Tensor], one: Tensor, other: 
     if one.device.type != "cpu" or threads == 1:
         return function(one, other)
     share = max(-(-len(one) // threads), LEAST * len(one) // max(1, one.numel()), 1)
-    return torch.cat(list(_pool(threads, os.getpid()).map(function, one.split(share), other.split(share))), -1)
+    return torch.cat(list(pool(threads, os.getpid()).map(function, one.split(share), other.split(share))), -1)
 
 
 @functools.cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+def pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads of this process that wait for work, for each of which torch has one thread."""
     started = Barrier(threads + 1)
 

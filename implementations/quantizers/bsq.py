@@ -13,7 +13,7 @@ from bench.interfaces import Incompatible, Quantizer
 from bench.registry import register
 from bench.types import LatentShape, QuantizerOutput, TokenLayout
 from implementations.search.bits import LARGEST_GROUP, batch_entropy, sample_entropy
-from implementations.search.digits import LARGEST_VOCABULARY, Digits, even_levels
+from implementations.search.digits import Digits, levels_of_bits
 from implementations.search.precision import without_autocast
 
 
@@ -54,12 +54,7 @@ class BSQ(Quantizer):
         commitment: bool = False,
     ) -> None:
         super().__init__()
-        most = LARGEST_VOCABULARY.bit_length() - 1
-        if bits < 1:
-            raise ValueError(f"bits must be at least 1, got {bits}")
-        levels = -(-bits // most) if levels is None else levels
-        if not 1 <= levels <= bits or -(-bits // levels) > most:
-            raise ValueError(f"levels must share {bits} bits in parts of 1 to {most}, got {levels}")
+        digits = Digits(levels_of_bits(bits, levels), last_first=endian == "big")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if boost_steps < 1:
@@ -68,7 +63,7 @@ class BSQ(Quantizer):
             raise Incompatible(f"BSQ's group_size must divide its {bits} bits and be at most {LARGEST_GROUP}, "
                                f"got {group_size}")
         self.input_dim = self.output_dim = bits
-        self.digits = Digits(even_levels(bits, levels), last_first=endian == "big")
+        self.digits = digits
         self.layout = TokenLayout(latent.positions, self.digits.sizes, (latent.grid,) if latent.grid else ())
         self.entropy, self.group, self.temperature = entropy, group_size, temperature
         self.gamma, self.epsilon, self.commitment = gamma, epsilon, commitment

@@ -13,7 +13,7 @@ from bench.interfaces import Incompatible, Quantizer
 from bench.registry import register
 from bench.types import LatentShape, QuantizerOutput, TokenLayout
 from implementations.search.bits import LARGEST_GROUP, batch_entropy, sample_entropy
-from implementations.search.digits import LARGEST_VOCABULARY, Digits, even_levels
+from implementations.search.digits import Digits, levels_of_bits
 from implementations.search.precision import without_autocast
 
 
@@ -59,12 +59,7 @@ class LFQ(Quantizer):
         boost_steps: int = 2000,
     ) -> None:
         super().__init__()
-        most = LARGEST_VOCABULARY.bit_length() - 1
-        if bits < 1:
-            raise ValueError(f"bits must be at least 1, got {bits}")
-        levels = -(-bits // most) if levels is None else levels
-        if not 1 <= levels <= bits or -(-bits // levels) > most:
-            raise ValueError(f"levels must share {bits} bits in parts of 1 to {most}, got {levels}")
+        digits = Digits(levels_of_bits(bits, levels), last_first=endian == "big")
         if not temperature > 0:
             raise ValueError(f"temperature must be above 0, got {temperature}")
         if boost_steps < 1:
@@ -75,7 +70,7 @@ class LFQ(Quantizer):
         if entropy and self.group > LARGEST_GROUP:
             raise Incompatible(f"LFQ's batch entropy over 2^{self.group} codes is too large a table; take groups")
         self.input_dim = self.output_dim = bits
-        self.digits = Digits(even_levels(bits, levels), last_first=endian == "big")
+        self.digits = digits
         self.layout = TokenLayout(latent.positions, self.digits.sizes, (latent.grid,) if latent.grid else ())
         self.normalize = normalize
         self.entropy, self.temperature, self.gamma, self.epsilon = entropy, temperature, gamma, epsilon

@@ -60,3 +60,15 @@ class Digits(nn.Module):
     def unpack(self, codes: Tensor) -> Tensor:
         """codes [..., L] -> digits int64 [..., d]."""
         return codes[..., self.level_of] // self.places % self.radices
+
+
+def levels_of_bits(bits: int, levels: int | None) -> tuple[tuple[int, ...], ...]:
+    """The radices (all 2) of each level when `levels` codes share so many bits; as few as vocabularies allow where it
+    is None. Raises ValueError for fewer than one bit, and for levels that are too few or too many."""
+    most = LARGEST_VOCABULARY.bit_length() - 1
+    if bits < 1:
+        raise ValueError(f"bits must be at least 1, got {bits}")
+    levels = -(-bits // most) if levels is None else levels
+    if not 1 <= levels <= bits or -(-bits // levels) > most:
+        raise ValueError(f"levels must share {bits} bits in parts of 1 to {most}, got {levels}")
+    return even_levels(bits, levels)
