@@ -146,9 +146,11 @@ def killed_and_retried(run: Launched, cluster) -> None:
 
 def controller_down_when_time_is_up(run: Launched, cluster) -> None:
     pid = run.folder.owner().pid
+    os.kill(pid, signal.SIGSTOP)                # how long the controller takes to end is not to be the run's end as well
     time.sleep(6)                               # the controller saves what it knows of jobs every few seconds
     cluster.stop_daemon("slurmctld")
     os.kill(pid, signal.SIGUSR2)
+    os.kill(pid, signal.SIGCONT)
     until(lambda: run.folder.read_state().phase == "waiting", "its checkpoint")
     assert run.state() == "unknown"
     cluster.start_daemon("slurmctld")
