@@ -23,7 +23,7 @@ class CVQ(Restart):
         there are codes, else from a pool that later steps renew in part. `probabilistic`: drawn with probability
         softmax over the step's similarities.
     first_batch: move codes once, after the first step only (the paper's offline variant).
-    begin: the first step that moves codes (hoanhle's version begins with its second).
+    begin: the first step that counts use and moves codes (hoanhle's version begins with its second).
     The authors move codes within the forward, before the optimizer's step; here it is right after it, from the
     latents of all processes. Usage is the share of the whole step.
     """
@@ -49,8 +49,10 @@ class CVQ(Restart):
             self.filled = 0
 
     def apply(self, codebook: Tensor, counts: Tensor, latents: Tensor | None, distance: Distance, step: int) -> None:
+        if step < self.begin:
+            return
         self.use.lerp_(counts / counts.sum().clamp(min=1), 1 - self.decay)
-        if step < self.begin or (self.first_batch and step > self.begin):
+        if self.first_batch and step > self.begin:
             return
         anchors = getattr(self, f"_{self.anchor}")(codebook, latents, distance, step)
         alpha = torch.exp(-self.use * (len(counts) * 10 / (1 - self.decay)) - 1e-3)[:, None]
