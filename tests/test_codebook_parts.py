@@ -22,6 +22,7 @@ from bench.interfaces import Incompatible
 from bench.registry import available, resolve
 from bench.spec import identity
 from bench.types import LatentShape
+from implementations.codebook.alignments.cross_entropy import CrossEntropy
 from implementations.codebook.alignments.orthogonal import Orthogonal
 from implementations.codebook.alignments.wasserstein import Wasserstein, gaussian_wasserstein, moments
 from implementations.codebook.distances.l2 import L2
@@ -388,6 +389,23 @@ def test_wasserstein_looks_at_the_newest_latents_of_past_steps() -> None:
     (mean, cov), (m, c) = moments(newest), moments(table)
     wanted = gaussian_wasserstein(mean, cov + ridge, m, c + ridge)
     torch.testing.assert_close(part(newest, table, L2())["wasserstein"], wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_cross_entropy_is_torchs_of_the_distances_and_pushes_every_other_code_away() -> None:
+    z = torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    table = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    distances = (z[:, None] - table[None]).square().sum(-1).sqrt()
+    expected = F.cross_entropy(-distances, distances.argmin(1))
+    gradients = torch.autograd.grad(expected, (z, table))
+    found = CrossEntropy(table)(z, table, L2())["cross_entropy"]
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(torch.autograd.grad(found, (z, table)), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+    one, book = torch.tensor([[0.1, 0.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]], requires_grad=True)
+    CrossEntropy(book)(one, book, L2())["cross_entropy"].backward()
+    towards = ((one - book) * -book.grad).sum(1).detach()
+    assert towards[0] > 0 and (towards[1:] < 0).all()
 
 
 def test_orthogonal_is_the_mean_over_all_pairs() -> None:
