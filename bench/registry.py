@@ -155,6 +155,20 @@ def resolve(kind: str, name: str) -> Callable[..., Any]:
     return _entries[kind, name]
 
 
+def component(kind: str, given: Any) -> Any:
+    """A constructor with its keywords: a name, or a mapping as a suite writes it (parts of parts too), becomes a
+    `functools.partial` of the entry; whatever else is given is one already and is returned. So a default that is
+    written in a signature is the same for a suite and in Python."""
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, dict):
+        return given
+    annotations = {key: keyword.annotation for key, keyword in signature(kind, given["name"]).keywords.items()}
+    keywords = {key: component(annotations[key].kind, value) if is_part(annotations[key]) else value
+                for key, value in given.items() if key != "name"}
+    return functools.partial(resolve(kind, given["name"]), **keywords)
+
+
 # -- signatures, read from source ---------------------------------------------------------------------------------
 
 
@@ -162,6 +176,11 @@ class Part:
     """Marks an annotation `partial[Kind]`: the value is a nested component of that kind."""
 
     kind: str
+
+
+def is_part(annotation: Any) -> bool:
+    """Whether a value of this annotation is one component."""
+    return isinstance(annotation, type) and issubclass(annotation, Part)
 
 
 @functools.cache

@@ -212,7 +212,7 @@ def bind(kind: str, value: Any, path: Path, fail: Fail) -> ComponentSpec:
             kwargs[key] = bind_value(keyword.annotation, keyword.text, given[key], (*path, key), fail)
         elif keyword.default is REQUIRED:
             raise fail((*path, key), MISSING, f"{name} needs this key ({keyword.text})")
-        elif isinstance(keyword.default, str) and _has_part(keyword.annotation):
+        elif isinstance(keyword.default, str | dict) and _has_part(keyword.annotation):
             kwargs[key] = bind_value(keyword.annotation, keyword.text, keyword.default, (*path, key), fail)
         else:
             kwargs[key] = keyword.default

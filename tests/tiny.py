@@ -30,9 +30,13 @@ def fail(path: tuple, value: Any, sentence: str) -> Exception:
 
 
 def small(kind: str, name: str, **keywords: Any) -> ComponentSpec:
-    """Any registered component, small, with components for the keywords that must be given."""
-    given: dict[str, Any] = {"name": name}
-    for key, keyword in signature(kind, name).keywords.items():
+    """Any registered component, small: with the keywords that it names in its class attribute `small`, those of SMALL,
+    and components for keywords that must be given."""
+    said = signature(kind, name)
+    given: dict[str, Any] = {"name": name} | said.attributes.get("small", {})
+    for key, keyword in said.keywords.items():
+        if key in given:
+            continue
         if key in SMALL:
             given[key] = SMALL[key]
         elif keyword.default is REQUIRED:
