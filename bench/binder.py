@@ -161,7 +161,8 @@ def explain(error: ValidationError, model: Any, root: KeyPath, data: Any, where:
             case "too_short":
                 sentence = "at least one value is needed"
             case kind:
-                sentence = finding["msg"][0].lower() + finding["msg"][1:] + ("" if union is not None else hint(value, kind))
+                said = finding["msg"].removeprefix("Value error, ")
+                sentence = said[0].lower() + said[1:] + ("" if union is not None else hint(value, kind))
         found = sentences.setdefault(loc, [])
         found.append(sentence.removeprefix("input should be ") if found else sentence)
         if union is not None:
@@ -315,6 +316,7 @@ class Binder:
             dataset=dataset.spec, data=splits["train"].fingerprint, model=model.spec, objective=objective.spec,
             optimizers=optimizers, steps=steps, batch_size=train.batch_size, accumulation=train.accumulation,
             flip=train.flip, precision=train.precision, average=train.average, seed=seed, debug=debug,
+            networks=self.once("networks", (model.spec, objective.spec), lambda: self.networks(model.spec, objective.spec)),
         )
         test = splits["test"]
         wanted = self.once("values", (data["measure"], test.fingerprint), lambda: self.values(measure, test, debug))
@@ -366,6 +368,12 @@ class Binder:
             except BadInput as error:
                 self.problems[str(error)] = None
         return tuple(bound)
+
+    def networks(self, *components: ComponentSpec) -> dict[str, str]:
+        """Hash of each pretrained file that these, or a component in them, train with."""
+        parts = [part for c in components for part in (c, *(below for _, below in c.nested()))]
+        names = {n for p in parts for n in needed(signature(p.kind, p.name).attributes, p.kwargs)}
+        return {name: weight_identity(name, self.places) for name in sorted(names)}
 
     def optimizers(self, given: Any, train: TrainSection | None) -> dict[str, OptimizerSpec] | None:
         if not isinstance(given, dict) or not given:

@@ -591,7 +591,8 @@ def prepare(
             notice.print(f"fetching {dataset.train.dataset.name} into {places.data}")
             resolve("dataset", dataset.train.dataset.name).download(places.data)
             fetched = True
-    lacking = missing(sorted({n for r in found for w in r.values for n in w.spec.networks}), places)
+    wanted = {n for r in found for named in (r.train.networks, *(w.spec.networks for w in r.values)) for n in named}
+    lacking = missing(sorted(wanted), places)
     for network in (n for n in lacking if FILES[n].url):
         notice.print(f"fetching {network}")
         download(network, places)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.spec import OptimizerSpec
+from bench.spec import Decay, Drops, OneCycle, OptimizerSpec
 
 
 class PlayerOptimizer:
@@ -32,21 +32,49 @@ class PlayerOptimizer:
     def rate(self, step: int) -> float:
         """Learning rate at a step, counted from 0."""
         s = self.spec
-        if step < s.warmup_steps:
-            return s.lr * (step + 1) / s.warmup_steps
-        if s.schedule == "constant":
-            return s.lr
-        done = (step - s.warmup_steps) / max(1, self.steps - s.warmup_steps)
-        left = 0.5 * (1 + math.cos(math.pi * done)) if s.schedule == "cosine" else 1 - done
+        match s.schedule:
+            case OneCycle() as cycle:
+                low = s.lr / cycle.start_divisor
+                return self._cycled(step, cycle, low, s.lr, low / cycle.final_divisor)
+            case _ if step < s.warmup_steps:
+                return s.lr * (step + 1) / s.warmup_steps
+            case "constant":
+                return s.lr
+            case Drops() as drops:
+                return s.lr * drops.factor ** sum(step >= at for at in drops.at)
+            case Decay() as decay:
+                name, length = decay.name, decay.steps
+            case name:
+                length = self.steps - s.warmup_steps
+        done = min(1.0, (step - s.warmup_steps) / max(1, length))
+        left = {"linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+                "quarter_cosine": math.cos(math.pi / 2 * done)}[name]
         return s.final_lr + (s.lr - s.final_lr) * left
+
+    def beta1(self, step: int) -> float:
+        """Decay of the first moment at a step, counted from 0."""
+        cycle = self.spec.schedule
+        if not isinstance(cycle, OneCycle) or cycle.beta1 is None:
+            return self.spec.betas[0]
+        ends, peak = cycle.beta1
+        return self._cycled(step, cycle, ends, peak, ends)
+
+    def _cycled(self, step: int, cycle: OneCycle, start: float, peak: float, end: float) -> float:
+        """Half a cosine from start to peak, which is reached at step rise * steps - 1, and another one to end."""
+        top, last = cycle.rise * self.steps - 1, self.steps - 1
+        if step <= top:
+            return _half_cosine(start, peak, step / top if top > 0 else 1.0)
+        return _half_cosine(peak, end, (step - top) / (last - top))
 
     def step(self, step: int) -> None:
         """Clip, set the rate, move, clear the gradients."""
+        if self.spec.clip_value is not None:
+            nn.utils.clip_grad_value_(self.params, self.spec.clip_value)
         if self.spec.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.params, self.spec.clip_norm)
-        rate = self.rate(step)
+        rate, betas = self.rate(step), (self.beta1(step), self.spec.betas[1])
         for group, scale in zip(self.optimizer.param_groups, self.scales, strict=True):
-            group["lr"] = rate * scale
+            group["lr"], group["betas"] = rate * scale, betas
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -55,6 +83,10 @@ class PlayerOptimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
+
+
+def _half_cosine(start: float, end: float, done: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * done))
 
 
 def _scale(name: str, scales: Mapping[str, float]) -> float:

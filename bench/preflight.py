@@ -10,7 +10,7 @@ from pathlib import Path
 from bench.errors import BadInput
 from bench.places import Places
 from bench.run import Run, open_images
-from bench.weights import missing, sentence
+from bench.weights import missing, sentence, trained_without
 
 
 def writable(places: Places) -> None:
@@ -26,6 +26,9 @@ def preflight(todo: Sequence[Run], places: Places) -> None:
         for split in ("train", "test"):
             open_images(run, split, places)
     networks = sorted({name for run in todo for w in run.values for name in w.spec.networks})
+    training = sorted({name for run in todo for name in run.train.networks})
+    if absent := missing(training, places):
+        raise BadInput(trained_without(absent, places))
     if absent := missing(networks, places):
         values = dict.fromkeys(w.name for run in todo for w in run.values if set(absent) & set(w.spec.networks))
         raise BadInput(sentence(absent, places, values))

@@ -9,9 +9,19 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from bench.errors import BadInput
 from bench.registry import REQUIRED, Part, did_you_mean, resolve, signature
@@ -24,6 +34,21 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class Spec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Grown(Spec):
+    """A spec that was given fields after runs had been made: at their neutral value they are in no identity, no file
+    and no table, so that what was made before stays what it was."""
+
+    neutral: ClassVar[Mapping[str, Any]] = {}
+
+    @model_serializer(mode="wrap")
+    def _without_neutral(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return self.kept(dump(self))
+
+    def kept(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """These of the fields that are not at their neutral value."""
+        return {k: v for k, v in fields.items() if not (k in self.neutral and self.neutral[k] == v)}
 
 
 class ComponentSpec(Spec):
@@ -87,8 +112,44 @@ class ComponentSpec(Spec):
             yield from walk(value, key)
 
 
-class OptimizerSpec(Spec):
-    """How one player moves. Rates are per step; `warmup_steps` ramps linearly from 0."""
+class Decay(Spec):
+    """From lr down to final_lr in `steps` steps after the warm-up, and on at final_lr."""
+
+    name: Literal["cosine", "linear", "quarter_cosine"]
+    steps: Positive
+
+
+class Drops(Spec):
+    """After the warm-up constant, and times `factor` from each of these steps on, counted from 0."""
+
+    name: Literal["drops"]
+    at: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class OneCycle(Spec):
+    """Up to lr and down again along half cosines (arXiv:1708.07120, as in torch.optim.lr_scheduler.OneCycleLR).
+
+    rise: share of all steps that go up. The rate begins at lr / start_divisor and ends at
+    lr / start_divisor / final_divisor. beta1: its value at both ends and at the peak, in place of the optimizer's
+    own; null: it stays the optimizer's.
+    """
+
+    name: Literal["one_cycle"]
+    rise: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    start_divisor: Annotated[float, Field(ge=1)] = 25.0
+    final_divisor: Annotated[float, Field(ge=1)] = 1e4
+    beta1: tuple[Beta, Beta] | None = (0.95, 0.85)
+
+
+class OptimizerSpec(Grown):
+    """How one player moves. Rates are per step; `warmup_steps` ramps linearly from 0.
+
+    clip_norm bounds the norm of all gradients of the player together, clip_value each element by itself, before that.
+    A schedule is a name, which reaches from the end of the warm-up to the last step, or a mapping.
+    """
+
+    neutral: ClassVar[Mapping[str, Any]] = {"clip_value": None}
 
     name: Literal["adam", "adamw"] = "adam"
     lr: Annotated[float, Field(gt=0)]
@@ -96,14 +157,24 @@ class OptimizerSpec(Spec):
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0       # never on norms, biases, embeddings and codebooks
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_value: Annotated[float, Field(gt=0)] | None = None
     warmup_steps: Annotated[int, Field(ge=0)] = 0
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: (Literal["constant", "cosine", "linear", "quarter_cosine"]
+               | Annotated[Decay | Drops | OneCycle, Field(discriminator="name")]) = "constant"
     final_lr: Annotated[float, Field(ge=0)] = 0.0
     lr_scale: dict[str, Annotated[float, Field(ge=0)]] = {}     # per parameter-name prefix: a codebook's own rate is here
 
+    @model_validator(mode="after")
+    def _one_ramp(self) -> OptimizerSpec:
+        if isinstance(self.schedule, OneCycle) and (self.warmup_steps or self.final_lr):
+            raise ValueError("one_cycle has a rise and an end of its own: leave warmup_steps and final_lr out")
+        return self
 
-class TrainSpec(Spec):
+
+class TrainSpec(Grown):
     """Everything that can change the weights, and nothing else."""
+
+    neutral: ClassVar[Mapping[str, Any]] = {"networks": {}}
 
     dataset: ComponentSpec
     data: str                                   # "official", or the fingerprint of a partial copy
@@ -119,6 +190,7 @@ class TrainSpec(Spec):
     seed: int = 0
     debug: bool = False
     harness: int = HARNESS_REVISION
+    networks: dict[str, str] = {}               # hash of each pretrained file that it trains with
 
     @property
     def train_id(self) -> str:
@@ -173,6 +245,8 @@ def identity(spec: Spec) -> str:
                 return [plain(x) for x in v]
             case ComponentSpec():
                 return plain(v.content())
+            case Grown():
+                return plain(v.kept(dict(v)))
             case BaseModel():
                 return {k: plain(x) for k, x in v}
         return v
@@ -274,6 +348,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
             return {prefix: value}
         case ComponentSpec():
             value = {"name": value.name, **value.kwargs}
+        case Grown():
+            value = value.kept(dict(value))
         case BaseModel():
             value = dict(value)
     if isinstance(value, Mapping):

@@ -37,7 +37,7 @@ class WeightFile:
 
     file: str
     url: str                                    # "": it cannot be downloaded, somebody has to put it there
-    prefix: str
+    prefix: str                                 # "": nobody published it
     megabytes: int
     license: str
 
@@ -52,6 +52,17 @@ FILES = {
     "lpips_squeeze": WeightFile(
         "squeezenet1_1-b8a52dc0.pth", f"{TORCHVISION}/squeezenet1_1-b8a52dc0.pth", "b8a52dc0", 5,
         "torchvision, BSD-3-Clause; trained on ImageNet. LPIPS heads: the lpips package, BSD-2-Clause"),
+    # classifiers whose logits a loss compares
+    "resnet50": WeightFile(
+        "resnet50-0676ba61.pth", f"{TORCHVISION}/resnet50-0676ba61.pth", "0676ba61", 98,
+        "torchvision, BSD-3-Clause; trained on ImageNet (IMAGENET1K_V1)"),
+    "convnext_small": WeightFile(
+        "convnext_small-0c510722.pth", f"{TORCHVISION}/convnext_small-0c510722.pth", "0c510722", 192,
+        "torchvision, BSD-3-Clause; trained on ImageNet (IMAGENET1K_V1)"),
+    # the trunk of a discriminator; no sha256 of it is published, so it is not downloaded
+    "dino_vits16": WeightFile(
+        "dino_deitsmall16_pretrain.pth", "", "", 83,
+        "DINO ViT-S/16, Apache-2.0, dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain; trained on ImageNet"),
     "inception": WeightFile(
         "weights-inception-2015-12-05-6726825d.pth",
         f"{FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
@@ -73,8 +84,11 @@ FILES = {
 
 
 def needed(attributes: Mapping[str, Any], keywords: Mapping[str, Any]) -> list[str]:
-    """Names of the files a component needs, from its literal class attributes and its bound keywords."""
-    return [need.format(**keywords) for need in attributes.get("needs", ())]
+    """Names of the files a component needs, from its literal class attributes and its bound keywords.
+
+    A keyword that says `random` asks for a network without a file.
+    """
+    return [name for need in attributes.get("needs", ()) if (name := need.format(**keywords)) != "random"]
 
 
 def find(name: str, places: Places) -> Path | None:
@@ -91,13 +105,14 @@ def find(name: str, places: Places) -> Path | None:
 def identity(name: str, places: Places) -> str:
     """What goes into a value's id: the official prefix, or 12 digits of the sha256 of another file here.
 
-    A file that is not here counts as the official one, so that planning on a laptop gives the cluster's ids.
+    A file that is not here counts as the official one, so that planning on a laptop gives the cluster's ids; one
+    whose hash nobody published is "unknown" where it is not.
     """
     known, path = _known(name), find(name, places)
     if path is None:
-        return known.prefix
+        return known.prefix or "unknown"
     digest = sha256(path, places.cache)
-    return known.prefix if digest.startswith(known.prefix) else digest[:12]
+    return known.prefix if known.prefix and digest.startswith(known.prefix) else digest[:12]
 
 
 def missing(names: Iterable[str], places: Places) -> list[str]:
@@ -111,14 +126,24 @@ def sentence(names: Iterable[str], places: Places, values: Iterable[str] = ()) -
     values: the measured values that need them, as named in the suite's measure.values.
     """
     names, values = list(names), list(values)
+    without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
+    them = "it" if len(names) == 1 else "them"
+    return (f"{_lacking(names, places)}, or measure without {them} "
+            f"({without} measure.values, in the suite or as measure.values=[...] on the command line)")
+
+
+def trained_without(names: Iterable[str], places: Places) -> str:
+    """One sentence on missing files that a loss or a discriminator trains with."""
+    return f"{_lacking(list(names), places)}, or train with losses and discriminators that need none"
+
+
+def _lacking(names: list[str], places: Places) -> str:
     files = " and ".join(f"{_known(name).file} ({name}, {_known(name).megabytes} MB)" for name in names)
     looked = " or ".join(str(folder) for folder in _folders(places))
-    without = f"take {', '.join(values)} out of" if values else "take what needs it out of"
     what, them = ("network", "it") if len(names) == 1 else ("networks", "them")
     online = ", or run `bench prepare` while online" if all(_known(name).url for name in names) else ""
     return (f"the pretrained {what} {files} cannot be found in {looked}: put {them} there, or point BENCH_WEIGHTS at a "
-            f"folder that holds {them}{online}, or measure without {them} "
-            f"({without} measure.values, in the suite or as measure.values=[...] on the command line)")
+            f"folder that holds {them}{online}")
 
 
 def download(name: str, places: Places, progress: Callable[[int, int], None] | None = None) -> Path:

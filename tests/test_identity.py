@@ -216,11 +216,12 @@ OTHER: dict[str, Any] = {
     "objective": bind("objective", {"name": "reconstruction", "weights": {"pixel": 2.0}}, ("o",), fail),
     "optimizers": {"tokenizer": OptimizerSpec(lr=2e-3)}, "steps": 13, "batch_size": 16, "accumulation": 2,
     "flip": True, "precision": "bf16", "average": 0.99, "seed": 4,
-    "debug": True, "harness": HARNESS_REVISION + 1,
+    "debug": True, "harness": HARNESS_REVISION + 1, "networks": {"lpips_vgg": "397923af"},
 }
 OTHER_OPTIMIZER: dict[str, Any] = {
     "name": "adamw", "lr": 2e-3, "betas": (0.5, 0.999), "eps": 1e-6, "weight_decay": 0.1, "clip_norm": 1.0,
     "warmup_steps": 5, "schedule": "cosine", "final_lr": 1e-5, "lr_scale": {"quantizer": 0.5},
+    "clip_value": 1.0,
 }
 
 
