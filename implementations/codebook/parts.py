@@ -97,13 +97,17 @@ class Restart(nn.Module, ABC):
     """What becomes of codes that nothing chooses."""
 
     active = True               # overwrites rows; the table must be movable
-    latents = False             # `apply` needs the latents of the step
+    latents = False             # `apply` needs the latents of some steps
+
+    def looks(self, step: int) -> bool:
+        """Whether `apply` needs the latents of this step: they are gathered from all processes only then."""
+        return self.latents
 
     @abstractmethod
     def apply(self, codebook: Tensor, counts: Tensor, latents: Tensor | None, distance: Distance,
               step: int) -> Tensor | None:
-        """Once per step, without gradient: overwrite rows of codebook [K, D], given hits [K] and latents [N, D] over
-        all processes. Returns which rows are new codes, bool [K]; None where rows only drifted or none moved."""
+        """Once per step, without gradient: overwrite rows of codebook [K, D], given hits [K] and, at steps where it
+        `looks`, latents [N, D] over all processes. Returns which rows are new codes, bool [K]; None where rows only drifted or none moved."""
 
 
 class Gradient(ABC):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.distributed import gather, sum_across
+from bench.distributed import gather, sum_across, world_size
 from bench.interfaces import Incompatible, Quantizer
 from bench.registry import register, resolve
 from bench.types import LatentShape, QuantizerOutput, TokenLayout
@@ -137,14 +137,15 @@ class CodebookVQ(Quantizer):
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         book = self.table.codebook
-        latents = gather(torch.cat(self._step_latents)) if self._step_latents else None
-        self._step_latents = []
+        seen, self._step_latents = self._step_latents, []
+        wanted = self.alignment.latents or self.restart.looks(step)
+        latents = gathered(seen) if seen and wanted else None
         if self.update.sums or self.restart.active:
             counts = sum_across(self.step_counts)
             if self.update.sums:
                 self.update.apply(book, counts, sum_across(self.step_sums))
                 self.step_sums.zero_()
-            if self.restart.active and (latents is not None or not self.restart.latents):
+            if self.restart.active and (seen or not self.restart.latents):
                 dead = self.restart.apply(book, counts, latents, self.distance, step)
                 if dead is not None:
                     self.update.restarted(dead, book)
@@ -168,6 +169,15 @@ class CodebookVQ(Quantizer):
     def tables(self) -> tuple[nn.Parameter | None, ...]:
         rows = self.table.codebook
         return (rows if isinstance(rows, nn.Parameter) else None,)
+
+
+def gathered(parts: list[Tensor]) -> Tensor:
+    """Latents [n, D] of the micro-batches of a step, one after the other, each with the rows of all processes in rank
+    order: as one process would have seen them."""
+    if world_size() == 1:
+        return torch.cat(parts)
+    everyone = gather(torch.cat(parts)).unflatten(0, (world_size(), -1))        # [processes, rows of all parts, D]
+    return torch.cat([part.flatten(0, 1) for part in everyone.split([len(part) for part in parts], 1)])
 
 
 def _part(kind: str, given: Any) -> Any:

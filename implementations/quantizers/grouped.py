@@ -29,7 +29,8 @@ class Grouped(Quantizer):
 
     quantizer: any quantizer with codes; another combinator too.
     groups: how many, at least 1.
-    shared: one quantizer that sees the groups as further images of the batch, [groups * B, P, D / groups].
+    shared: one quantizer that sees the groups as further images of the batch, [B * groups, P, D / groups], the groups
+        of an image one after the other: so the order is the same for any number of processes.
     loss_reduction: of the groups' losses, `mean` (the loss of the ungrouped channels, for losses that are means over
         elements; MoVQ, OptVQ) or `sum` (FQGAN). A shared quantizer's loss is a mean over groups already and is
         multiplied by their number for `sum`.
@@ -120,9 +121,10 @@ class Grouped(Quantizer):
     def _shared(self, z: tuple[Tensor, ...], kept: int) -> list[QuantizerOutput]:
         """The mean loss over the kept groups belongs to each of them alike."""
         inner = self.parts[0]
-        out = inner(torch.cat(z[:kept]))
+        out = inner(torch.stack(z[:kept], 1).flatten(0, 1))                             # [B * kept, P, D / groups]
         parts = [QuantizerOutput(q, codes, out.losses)
-                 for q, codes in zip(out.quantized.chunk(kept), out.codes.chunk(kept), strict=True)]
+                 for q, codes in zip(*(t.unflatten(0, (-1, kept)).unbind(1) for t in (out.quantized, out.codes)),
+                                     strict=True)]
         return parts + [without_learning(inner, group) for group in z[kept:]]
 
     def _groups_kept(self) -> int:

@@ -48,11 +48,14 @@ class CVQ(Restart):
             self.register_buffer("pool", torch.empty_like(codebook).uniform_(-1 / len(codebook), 1 / len(codebook)))
             self.filled = 0
 
+    def looks(self, step: int) -> bool:
+        return step == self.begin if self.first_batch else step >= self.begin
+
     def apply(self, codebook: Tensor, counts: Tensor, latents: Tensor | None, distance: Distance, step: int) -> None:
         if step < self.begin:
             return
         self.use.lerp_(counts / counts.sum().clamp(min=1), 1 - self.decay)
-        if self.first_batch and step > self.begin:
+        if not self.looks(step):
             return
         anchors = getattr(self, f"_{self.anchor}")(codebook, latents, distance, step)
         alpha = torch.exp(-self.use * (len(counts) * 10 / (1 - self.decay)) - 1e-3)[:, None]

@@ -30,10 +30,13 @@ class RandomRestart(Restart):
         self.threshold, self.decay, self.every = threshold, decay, every
         self.register_buffer("use", torch.ones(len(codebook)))     # average hits, in units of even use
 
+    def looks(self, step: int) -> bool:
+        return (step + 1) % self.every == 0
+
     def apply(self, codebook: Tensor, counts: Tensor, latents: Tensor | None, distance: Distance,
               step: int) -> Tensor | None:
         self.use.lerp_(counts * (len(counts) / counts.sum().clamp(min=1)), 1 - self.decay)
-        if (step + 1) % self.every:
+        if not self.looks(step):
             return None
         generator = torch.Generator().manual_seed(derived_seed("random restart", step, len(latents), len(counts)))
         order = torch.randperm(len(latents), generator=generator)
