@@ -38,13 +38,14 @@ class CodebookUsage(Monitor):
 
     def begin(self, tokenizer: Tokenizer, device: torch.device) -> None:
         self.sizes = tokenizer.layout.vocab_sizes
-        self.ring = torch.tensor(self.sizes, device=device).repeat(self.window, 1)      # K: the slot is still empty
+        self.ring = torch.tensor(self.sizes, device=device)[:, None].repeat(1, self.window)     # K: still empty
         self.counts = [torch.zeros(k + 1, dtype=torch.int64, device=device) for k in self.sizes]
         for counts in self.counts:
             counts[-1] = self.window
         self.batch = [torch.zeros(k, dtype=torch.int64, device=device) for k in self.sizes]
-        self.places = torch.arange(self.window, device=device)
-        self.ones = torch.ones_like(self.places)
+        self.uncounted: list[Tensor] = []               # codes [n, L] of the current step that are not yet in `batch`
+        self.signs = torch.ones(2 * self.window, dtype=torch.int64, device=device)
+        self.signs[: self.window] = -1                  # around the middle: as many that leave as that come
         self.seen = 0                                                                   # Python ints: no transfer
         self.batch_step = -1
 
@@ -55,19 +56,30 @@ class CodebookUsage(Monitor):
         if step != self.batch_step:
             for batch in self.batch:
                 batch.zero_()
+            self.uncounted = []
             self.batch_step = step
-        for level, batch in enumerate(self.batch):
-            batch.scatter_add_(0, codes[:, level], self.ones[:1].expand(len(codes)))
-        codes = codes[-self.window :]
-        first = self.seen % self.window
-        slots, one = (self.places[: len(codes)] + first) % self.window, self.ones[: len(codes)]
-        for level, counts in enumerate(self.counts):
-            counts.scatter_add_(0, self.ring[slots, level], -one)       # unlike bincount, no synchronisation
-            counts.scatter_add_(0, codes[:, level], one)
-        self.ring[slots] = codes
-        self.seen += len(codes)
+        self.uncounted.append(codes)
+        last = codes[-self.window :].T
+        while last.shape[1]:                            # twice where the ring ends amid the codes
+            first = self.seen % self.window
+            part, last = last[:, : self.window - first], last[:, self.window - first :]
+            n = part.shape[1]
+            slots = self.ring[:, first : first + n]
+            signs = self.signs[self.window - n : self.window + n]
+            for counts, old, new in zip(self.counts, slots, part, strict=True):
+                counts.scatter_add_(0, torch.cat([old, new]), signs)    # unlike bincount, no synchronisation
+            slots.copy_(part)
+            self.seen += n
+
+    def _count_batch(self) -> None:
+        """Of the last step's codes; only where somebody asks."""
+        for codes in self.uncounted:
+            for batch, level in zip(self.batch, codes.T, strict=True):
+                batch.scatter_add_(0, level, batch.new_ones(1).expand(len(level)))
+        self.uncounted = []
 
     def scalars(self) -> dict[str, Tensor]:
+        self._count_batch()
         row: dict[str, Tensor] = {}
         filled = min(self.seen, self.window)
         for level, k in enumerate(self.sizes):
@@ -87,6 +99,7 @@ class CodebookUsage(Monitor):
         return {level_name("counts", i, len(self.sizes)): counts[:-1] for i, counts in enumerate(self.counts)}
 
     def state_dict(self) -> dict[str, Tensor]:
+        self._count_batch()
         state = {"ring": self.ring, "seen": torch.tensor(self.seen), "batch_step": torch.tensor(self.batch_step)}
         state |= {f"counts{i}": c for i, c in enumerate(self.counts)}
         return state | {f"batch{i}": c for i, c in enumerate(self.batch)}
