@@ -1,0 +1,41 @@
+"""MaskGIT's tokenizer (arXiv:2202.04200): VQGAN without attention, with average pooling and convolutions without bias."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from bench.interfaces import Quantizer
+from bench.registry import register
+from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvResTokenizer
+
+
+@register("tokenizer", "maskgit_vqgan")
+class MaskGITVQGAN(ConvResTokenizer):
+    """256 tokens of 1,024 codes of 256 for 256 pixels. The encoder's last convolution (1x1) writes the latents and the
+    decoder's first one reads codes: there are no projections.
+
+    Where widths differ, the published shortcut is applied to the block's output: the block's input is lost.
+    blocks: residual blocks a level and in the middle, of encoder and decoder. latent_channels: width of the latents
+        for a quantizer that does not say its own.
+    Raises ValueError for widths that 32 groups do not divide and image sizes that cannot be halved often enough.
+    """
+
+    title = "MaskGIT VQGAN"
+    small = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 1, "latent_channels": 8,
+             "quantizer": {"name": "vq", "codebook_size": 16, "entropy": True}}
+
+    def __init__(
+        self,
+        image_size: int,
+        *,
+        quantizer: partial[Quantizer] = {"name": "vq", "codebook_size": 1024, "entropy": True},
+        channels: int = 128,
+        multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
+        blocks: int = 2,
+        latent_channels: int = 256,
+    ) -> None:
+        super().__init__(image_size, quantizer, multipliers, latent_channels)
+        network = {"channels": channels, "multipliers": multipliers, "blocks": blocks, "mid_blocks": blocks,
+                   "mid_attention": False, "bias": False, "shortcut": "output"}
+        self.encoder = ConvEncoder(self.quantizer.input_dim, down="average", out_kernel=1, **network)
+        self.decoder = ConvDecoder(self.quantizer.output_dim, **network)
