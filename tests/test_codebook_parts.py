@@ -126,8 +126,8 @@ def test_a_stored_quantizer_goes_on_as_the_first(kind: str, name: str, codes_fil
 def test_a_step_in_two_halves_moves_the_codes_as_one(kind: str, name: str, codes_file: Path) -> None:
     if (kind, name) in (("gradient", "diveq"), ("init", "samples"), ("init", "k_means")):
         pytest.skip("its noise, or its first batch, is a half")
-    if (kind, name) == ("alignment", "entropy"):
-        pytest.skip("the mean assignment of a half is another")
+    if (kind, name) in (("alignment", "entropy"), ("alignment", "contrastive")):
+        pytest.skip("the mean assignment of a half, and the nearest of its latents, are others")
     whole, halves = build(**written(kind, name, codes_file)), build(**written(kind, name, codes_file))
     train_steps(whole)
     train_steps(halves, halves=True)

@@ -1,0 +1,90 @@
+"""Sonnet's VQ-VAE, VQ-VAE-2, DALL-E's dVAE, ViT-VQGAN, BSQ-ViT and TiTok: sizes as published, and what is particular."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import fail, small
+
+from bench.interfaces import Tokenizer
+from bench.spec import bind
+from implementations.codebook.alignments.contrastive import Contrastive
+from implementations.codebook.distances.cosine import Cosine
+from implementations.codebook.distances.l2 import L2
+
+
+def on_meta(image_size: int, **written: Any) -> Tokenizer:
+    with torch.device("meta"):
+        return bind("tokenizer", written, ("tokenizer",), fail).partial()(image_size)
+
+
+def tiny(name: str, image_size: int = 32, **keywords: Any) -> Tokenizer:
+    torch.manual_seed(0)
+    return small("tokenizer", name, **keywords).partial()(image_size)
+
+
+EMA = {"name": "ema_vq", "codebook_size": 512, "zero_count": "zero_debiased", "init": "variance"}
+#: (what a suite writes, image size, parameters of the public code without a codebook that is no parameter there, tokens)
+PUBLISHED = [
+    # hoanhle/vqvae: 256 and 256 channels, codes of 32
+    ({"name": "vqvae_sonnet", "quantizer": EMA | {"codebook_dim": 32}}, 32, 4_357_155, 64),
+    # lyndonzheng/CVQ-VAE: 128 and 32 channels, 512 codes of 64
+    ({"name": "vqvae_sonnet", "hidden": 128, "residual_hidden": 32, "rectified_skip": True,
+      "quantizer": {"name": "codebook_vq", "codebook_size": 512, "codebook_dim": 64}}, 32, 695_491, 64),
+]
+
+
+@pytest.mark.parametrize("written, image_size, parameters, tokens", PUBLISHED,
+                         ids=[f"{w['name']}-{n}" for w, _, n, _ in PUBLISHED])
+def test_sizes_are_the_published_ones(written: dict[str, Any], image_size: int, parameters: int, tokens: int) -> None:
+    model = on_meta(image_size, **written)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model.layout.num_tokens == tokens
+
+
+# -- Sonnet's VQ-VAE and CVQ-VAE -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("halvings", [1, 2, 3])
+def test_sonnet_halves_as_often_as_it_is_told(halvings: int) -> None:
+    model = tiny("vqvae_sonnet", 32, halvings=halvings).eval()
+    out = model(torch.zeros(1, 3, 32, 32))
+    assert out.latents.shape[1] == (32 // 2**halvings) ** 2 and out.reconstruction.shape == (1, 3, 32, 32)
+
+
+def test_sonnets_pixel_range_scales_what_the_network_sees_and_writes() -> None:
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    whole, half = tiny("vqvae_sonnet").eval(), tiny("vqvae_sonnet", pixel_range=0.5).eval()
+    with torch.no_grad():
+        assert torch.equal(half.encode(images), whole.encode(images / 2))
+        quantized = whole(images).quantized
+        assert torch.equal(half.decode(quantized), whole.decode(quantized) * 2)
+
+
+@pytest.mark.parametrize("distance", [L2(), Cosine(handed="raw")], ids=["l2", "cosine"])
+@pytest.mark.parametrize("latents", [24, 5])
+def test_the_contrastive_loss_is_the_cross_entropy_of_near_against_far_latents(distance: L2, latents: int) -> None:
+    """Formula of the paper's code, latents one at a time, in float64."""
+    generator = torch.Generator().manual_seed(2)
+    z = torch.randn(latents, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    table = torch.randn(8, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    found = Contrastive(table.detach())(z, table, distance)["contrastive"]
+    expected = 0.0
+    for code in table:
+        if isinstance(distance, Cosine):
+            similarities = F.cosine_similarity(code[None], z.detach())
+        else:
+            similarities = -(code - z.detach()).square().sum(1)
+        order = similarities.argsort()
+        positive = similarities[order[-max(1, latents // 8):]].mean()
+        logits = torch.stack([positive, *similarities[order[: latents // 2]]]) / 0.07
+        expected = expected - logits.log_softmax(0)[0] / 8
+    torch.testing.assert_close(found, expected)
+    found.backward()
+    mine, table.grad = table.grad, None
+    expected.backward()
+    torch.testing.assert_close(mine, table.grad)
+    assert z.grad is None and mine.any(1).all()         # unused codes learn, the encoder does not
