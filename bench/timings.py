@@ -25,6 +25,7 @@ Kind = Literal["quantizer", "peer", "reference", "tokenizer"]
 Verdict = Literal["same", "slower", "faster", "other machine", "new", "gone", "unmeasured"]
 LEAST_CHANGE = 0.03         # a smaller change of a median is never called one
 SIGMAS = 3.0                # of the difference of two medians
+BUSY = 0.8                  # a share of the processor smaller than so much of another is worth a note
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -133,6 +134,13 @@ class Timing(_Frozen):
         return 1.2533 * deviation / math.sqrt(len(logs))
 
     @property
+    def processor(self) -> float | None:
+        """Median of the rounds in processor time. None on a GPU, and of a call too short for the clock."""
+        if self.machine.device != "cpu" or not self.processor_seconds:
+            return None
+        return statistics.median(self.processor_seconds) or None
+
+    @property
     def busy(self) -> float | None:
         """Share of its threads' time that this process had the processor, of the middle round. None on a GPU."""
         if self.machine.device != "cpu" or not self.processor_seconds:
@@ -207,8 +215,10 @@ def compare(old: Sequence[Timing], new: Sequence[Timing]) -> list[Change]:
 
     A change is `slower` or `faster` where the medians differ by more than SIGMAS standard errors of their difference
     and by LEAST_CHANGE, and still do so once divided by how much the reference product (a plain matrix product timed
-    among the cases) has changed: otherwise the machine was busier, not the code slower. Cases that the old file has
-    for other machines only are `other machine`, and no number is given.
+    among the cases) has changed: otherwise the machine was busier, not the code slower. For the same reason a case of
+    one thread has to change in processor time too; with more threads that would hide a lost thread, and a note says
+    what share of the time each had the processor. Cases that the old file has for other machines only are `other
+    machine`, and no number is given.
     """
     before = {(t.machine.fingerprint, t.case): t for t in newest(old)}
     elsewhere = {t.case: t for t in newest(old)}
@@ -244,9 +254,15 @@ def _change(old: Timing, new: Timing, drift: float | None) -> Change:
         return Change(old, new, "unmeasured", note=new.reason or old.reason)
     ratio = new.median / old.median
     noise = max(math.expm1(SIGMAS * math.hypot(old.error, new.error)), LEAST_CHANGE)
-    least = min((ratio, ratio / (drift or 1.0)), key=lambda r: abs(math.log(r)))
-    moved = abs(math.log(least)) > math.log1p(noise) and (ratio > 1) == (ratio / (drift or 1.0) > 1)
-    notes = []
+    seen, notes = [ratio, ratio / (drift or 1.0)], []
+    if old.processor and new.processor:
+        if new.machine.threads == 1:
+            seen.append(new.processor / old.processor)
+        shares = old.busy or 0.0, new.busy or 0.0
+        if min(shares) < BUSY * max(shares):
+            notes.append(f"had the processor {shares[0]:.0%} of the time, now {shares[1]:.0%}")
+    least = min(seen, key=lambda r: abs(math.log(r)))
+    moved = abs(math.log(least)) > math.log1p(noise) and len({r > 1 for r in seen}) == 1
     if old.version != new.version:
         notes.append(f"version {old.version}, now {new.version}")
     if old.keywords != new.keywords:

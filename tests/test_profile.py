@@ -138,6 +138,24 @@ def test_a_busier_machine_is_no_regression() -> None:
     assert compare(old, [timing(rounds(0.8), LATER), product(rounds(1.0), LATER)])[0].verdict == "same"
 
 
+def test_waiting_for_the_processor_is_no_regression_of_one_thread() -> None:
+    one = HERE.model_copy(update={"threads": 1})
+
+    def session(factor: float, share: float, when: str, machine: Machine) -> list[Timing]:
+        seconds = rounds(factor)
+        return [timing(seconds, when, machine, processor_seconds=[share * s for s in seconds])]
+
+    def verdict(factor: float, share: float, machine: Machine = one) -> tuple[str, str]:
+        change, = compare(session(1.0, 0.9, "2026-01-01T00:00:00Z", machine), session(factor, share, LATER, machine))
+        return change.verdict, change.note
+
+    assert verdict(2.0, 0.45) == ("same", "had the processor 90% of the time, now 45%")
+    assert verdict(2.0, 0.9) == ("slower", "")
+    assert verdict(2.0, 0.45, HERE) == ("slower", "had the processor 90% of the time, now 45%")     # or a thread is gone
+    assert verdict(0.5, 0.95) == ("faster", "")
+    assert verdict(1.2, 0.6)[0] == "same"                           # slower by the clock, faster by the processor
+
+
 def test_times_of_another_machine_are_not_compared() -> None:
     there = HERE.model_copy(update={"threads": 4})
     assert there.fingerprint != HERE.fingerprint
@@ -205,6 +223,14 @@ def test_cases_take_turns_and_a_failing_one_is_left_out() -> None:
     turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]        # repeats of a round as one
     assert "".join(turns) == "abc" + "ababa"        # rounds ab, ba, ab, ba
     assert order.count("c") == 1
+
+
+def test_a_short_call_that_waited_once_is_still_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import stopwatch
+
+    taken = iter([1e-4, 1e-4, 0.02, 1e-4])              # the last of the warm-ups waited
+    monkeypatch.setattr(stopwatch, "_timed", lambda call, repeats, device: (next(taken), 0.0))
+    assert watch({"a": lambda: None}, 1, CPU)["a"].repeats == 20
 
 
 def test_memory_is_seen_whoever_allocates() -> None:
@@ -284,7 +310,8 @@ def test_bench_profile_quantizers(tmp_path: Path) -> None:
 
     assert "sessions" in str(profile(tmp_path, *tiny, "--compare", "1999").exception)
     file = tmp_path / "old.jsonl"
-    slow = [t.model_copy(update={"seconds": [s * 1e-3 for s in t.seconds]}) if t.name == "vq" else t for t in stored]
+    slow = [t.model_copy(update={key: [s * 1e-3 for s in getattr(t, key)] for key in ("seconds", "processor_seconds")})
+            if t.name == "vq" else t for t in stored]
     file.write_text("")
     append_timings(file, slow)
     compared = profile(tmp_path, "--compare", str(file), "--json")

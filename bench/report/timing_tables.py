@@ -199,6 +199,6 @@ def comparison_table(changes: Sequence[Change], old: str) -> Table:
     columns = (Column("before", "ms before"), Column("now", "ms now"), Column("ratio", "now / before", "lower"), Column("noise", "noise"),
                Column("machine", "machine"), Column("verdict", "verdict"))
     notes = ("noise: the smallest change that counts (3 standard errors of the difference of the medians, at least 3 %). machine: the same ratio of the reference "
-             "product; a change counts only if it is still one after dividing by it.",)
+             "product; a change counts only if it is still one after dividing by it and, with one thread, also in processor time.",)
     stamp = ", ".join(f"{n} {v}" for v in order if (n := sum(c.verdict == v for c in changes))) or "no cases"
     return Table("comparison", f"Against {old}", None, (Column("size", "size"), Column("what", "what"), Column("who", "who")), columns, tuple(rows), (), notes, stamp)

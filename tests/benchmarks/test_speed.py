@@ -1,4 +1,4 @@
-"""Speed, side by side in one run: `make test ARGS='--benchmark-only tests/benchmarks'`. Nothing here is asserted.
+"""Speed, side by side in one run: `pytest tests/benchmarks/test_speed.py`. Nothing here is asserted.
 
 Quote ratios within a group, not milliseconds: machines are noisy.
 """
