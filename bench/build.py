@@ -33,7 +33,9 @@ def build_model(spec: TrainSpec) -> tuple[Tokenizer, Objective]:
     """Initial weights are drawn on the CPU from the seed: the same whatever the device."""
     torch.manual_seed(derived_seed(spec.seed, "init"))
     model = spec.model.partial()(spec.dataset.kwargs["image_size"])
-    return model, spec.objective.partial()()
+    objective = spec.objective.partial()()
+    objective.begin(spec.dataset.kwargs["image_size"])
+    return model, objective
 
 
 def build_state(spec: TrainSpec, loop: LoopSettings, monitors: tuple[ComponentSpec, ...], device: torch.device) -> TrainState:

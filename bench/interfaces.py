@@ -39,6 +39,10 @@ class Quantizer(nn.Module, ABC):
         """Learned parameter behind each level's codebook, whose rows are codes; None where none is learned."""
         return (None,) * len(self.layout.vocab_sizes)
 
+    def fixed_codes(self) -> int:
+        """How many numbers of the codebooks are in no learned table."""
+        return sum(book.numel() for book, table in zip(self.codebooks(), self.tables(), strict=False) if table is None)
+
     def before_step(self, step: int) -> None:
         """Before the first forward of a step: temperatures and schedules, from a Python int."""
 
@@ -116,11 +120,22 @@ class Loss(nn.Module, ABC):
         """A scalar, unweighted."""
 
 
+class Discriminator(nn.Module, ABC):
+    """Tells images from reconstructions. Its constructor gets the side of the images, in pixels."""
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """images [B, 3, H, W] in [-1, 1] -> logits [B, ...], larger for real ones."""
+
+
 class Objective(nn.Module, ABC):
     """A training recipe: who learns, from which losses, in which order.
 
     Never `yield` inside a `with` block, and never step an optimizer inside `updates`.
     """
+
+    def begin(self, image_size: int) -> None:
+        """Once, after construction: networks whose shape depends on the images are built here."""
 
     @abstractmethod
     def players(self, model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:

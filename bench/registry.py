@@ -35,6 +35,7 @@ HOMES = {
     "alignment": "implementations.codebook.alignments",
     "objective": "bench.objectives",
     "loss": "bench.losses",
+    "discriminator": "bench.discriminators",
     "monitor": "bench.monitors",
     "metric": "bench.metrics",
     "dataset": "bench.datasets",
@@ -45,7 +46,7 @@ HOMES = {
 #: what class names in annotations mean: partial[Quantizer] wants a quantizer
 KIND_OF_CLASS = {
     "Tokenizer": "tokenizer", "Quantizer": "quantizer", "Objective": "objective",
-    "Loss": "loss", "Monitor": "monitor", "Metric": "metric", "ImageDataset": "dataset",
+    "Loss": "loss", "Discriminator": "discriminator", "Monitor": "monitor", "Metric": "metric", "ImageDataset": "dataset",
     "Baseline": "baseline", "Distance": "distance", "Table": "table", "Update": "update", "Restart": "restart",
     "Gradient": "gradient", "Init": "init", "Alignment": "alignment",
 }

@@ -16,7 +16,7 @@ from bench.protocol import protocols
 from bench.registry import REQUIRED, Part, available, signature
 from bench.suite import SuiteFrame
 
-KINDS = ("dataset", "tokenizer", "quantizer", "objective", "loss", "monitor", "baseline")
+KINDS = ("dataset", "tokenizer", "quantizer", "objective", "loss", "discriminator", "monitor", "baseline")
 
 
 def suite_schema() -> dict[str, Any]:
