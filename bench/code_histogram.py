@@ -85,7 +85,7 @@ class CodeHistogram:
         if len(sizes) * starts[-1] > LARGEST:
             raise Incompatible(f"{starts[-1]:,} codes are too many to count each of them; joint_usage and "
                                f"joint_perplexity need no table of all codes")
-        self.vocab_sizes = layout.vocab_sizes
+        self.vocab_sizes, self.tables = layout.vocab_sizes, layout.tables
         total = images * layout.num_tokens                      # codes per level in the split
         self.counted = total if window is None else min(window, total)
         self.window = window
@@ -108,8 +108,11 @@ class CodeHistogram:
         return self._split(counts.sum(0))
 
     def per_scale(self, counts: Tensor) -> list[list[Tensor]]:
-        """Likewise, for each scale; [] where there is one."""
-        return [self._split(row) for row in counts] if len(counts) > 1 else []
+        """Likewise, for each scale; [] where there is one. A scale with codes of its own is counted over these alone."""
+        scales = [self._split(row) for row in counts] if len(counts) > 1 else []
+        if self.tables == 1:
+            return scales
+        return [[level.chunk(self.tables)[i] for level in levels] for i, levels in enumerate(scales)]
 
     def _split(self, row: Tensor) -> list[Tensor]:
         return [level.double() for level in row.split(list(self.vocab_sizes))]

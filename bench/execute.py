@@ -448,9 +448,10 @@ class _Story:
             "bits_per_pixel": None if layout.bits_per_image is None
             else layout.bits_per_image / self.spec.dataset.kwargs["image_size"] ** 2,
         }
+        if layout.separate:
+            self.layout["separate"] = True
         learned = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
-        tables = state.model.quantizer.tables()
-        fixed = sum(b[0] * b[1] for b, t in zip(books, tables, strict=False) if t is None)
+        fixed = state.model.quantizer.fixed_codes()
         self.parameters = {"total": learned + fixed, "learned": learned, "codebook": sum(b[0] * b[1] for b in books)}
         log.info("%s: %s on %s, %d parameters, %s tokens, %s bits per image", self.run.label, self.run.train_id,
                  self.device, self.parameters["total"], layout.num_tokens, layout.bits_per_image)

@@ -43,6 +43,10 @@ class Quantizer(nn.Module, ABC):
         """How many numbers of the codebooks are in no learned table."""
         return sum(book.numel() for book, table in zip(self.codebooks(), self.tables(), strict=False) if table is None)
 
+    def fixed_codes(self) -> int:
+        """How many numbers of the codebooks are in no learned table."""
+        return sum(book.numel() for book, table in zip(self.codebooks(), self.tables(), strict=False) if table is None)
+
     def before_step(self, step: int) -> None:
         """Before the first forward of a step: temperatures and schedules, from a Python int."""
 

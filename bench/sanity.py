@@ -212,7 +212,7 @@ def _layouts(runs: Sequence[Run]) -> dict[str, TokenLayout]:
 def _layout(record: Record) -> TokenLayout:
     said = record.layout
     return TokenLayout(said.get("num_tokens") or 0, tuple(said.get("vocab_sizes", ())),
-                       tuple(tuple(g) for g in said.get("grids", ())))
+                       tuple(tuple(g) for g in said.get("grids", ())), said.get("separate", False))
 
 
 def _matched(spec: ComponentSpec, setting: _Setting) -> list[ComponentSpec]:

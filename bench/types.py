@@ -38,13 +38,19 @@ class TokenLayout:
     num_tokens: int                             # N
     vocab_sizes: tuple[int, ...]                # K per level, length L; () when continuous
     grids: tuple[tuple[int, int], ...] = ()     # one grid: 2-D; several: multi-scale; none: 1-D
+    separate: bool = False                      # each grid has codes of its own: an equal part of every level's K, in order
 
     @property
     def bits_per_image(self) -> float | None:
-        """N * sum(log2 K) over levels; None for continuous latents."""
+        """N * sum(log2 K) over levels, where grids are separate of a grid's own K; None for continuous latents."""
         if not self.vocab_sizes:
             return None
-        return self.num_tokens * sum(math.log2(k) for k in self.vocab_sizes)
+        return self.num_tokens * sum(math.log2(k // self.tables) for k in self.vocab_sizes)
+
+    @property
+    def tables(self) -> int:
+        """How many grids have codes of their own."""
+        return len(self.grids) if self.separate else 1
 
 
 @dataclass(slots=True)
@@ -61,6 +67,7 @@ class TokenizerOutput:
     quantized: Tensor                           # [B, P, output_dim]
     codes: Tensor | None                        # [B, N, L]
     losses: dict[str, Tensor] = field(default_factory=dict)     # quantizer's and tokenizer's own
+    log_scale: Tensor | None = None             # [B, 3, H, W], where the decoder gives a distribution (logit-Laplace's ln b)
 
 
 @dataclass(slots=True)

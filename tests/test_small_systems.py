@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from tiny import fail, small
 
+from bench.code_histogram import entropy
 from bench.interfaces import Tokenizer
+from bench.metrics.rate import Rate
+from bench.metrics.usage import Usage
 from bench.spec import bind
 from implementations.codebook.alignments.contrastive import Contrastive
 from implementations.codebook.distances.cosine import Cosine
@@ -34,6 +38,9 @@ PUBLISHED = [
     # lyndonzheng/CVQ-VAE: 128 and 32 channels, 512 codes of 64
     ({"name": "vqvae_sonnet", "hidden": 128, "residual_hidden": 32, "rectified_skip": True,
       "quantizer": {"name": "codebook_vq", "codebook_size": 512, "codebook_dim": 64}}, 32, 695_491, 64),
+    # rosinality/vq-vae-2-pytorch, and with the paper's residual width
+    ({"name": "vqvae2"}, 256, 1_388_867, 32 * 32 + 64 * 64),
+    ({"name": "vqvae2", "residual_hidden": 64}, 256, 1_716_803, 32 * 32 + 64 * 64),
 ]
 
 
@@ -88,3 +95,63 @@ def test_the_contrastive_loss_is_the_cross_entropy_of_near_against_far_latents(d
     expected.backward()
     torch.testing.assert_close(mine, table.grad)
     assert z.grad is None and mine.any(1).all()         # unused codes learn, the encoder does not
+
+
+# -- VQ-VAE-2 --------------------------------------------------------------------------------------------------------
+
+
+def test_vqvae2_has_two_grids_with_codes_of_their_own() -> None:
+    layout = on_meta(256, name="vqvae2").layout
+    assert layout.grids == ((32, 32), (64, 64)) and layout.separate and layout.vocab_sizes == (1024,)
+    assert layout.bits_per_image == 5120 * 9
+    model = tiny("vqvae2", 32).eval()
+    with torch.no_grad():
+        coarse, fine = model(torch.rand(4, 3, 32, 32) * 2 - 1).codes.split([16, 64], 1)
+    half = len(model.quantizer.codebooks()[0]) // 2
+    assert (coarse < half).all() and (fine >= half).all()
+    assert torch.equal(model.quantizer.codebooks()[0][half:], model.quantizer.parts[1].codebooks()[0])
+
+
+def test_vqvae2s_fine_latents_see_the_coarse_codes_and_the_coarse_latents_learn_from_them() -> None:
+    model = tiny("vqvae2", 32)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    out = model(images)
+    gradients = torch.autograd.grad(out.latents[:, 16:].square().sum(), [model.to_coarse.weight, model.upsample.weight],
+                                    allow_unused=True)
+    assert gradients[0].any() and gradients[1] is None
+    with torch.no_grad():
+        before = model.eval().encode(images)
+        model.quantizer.parts[0].codebook.add_(1.0)
+        after = model.encode(images)
+    assert torch.equal(before[:, :16], after[:, :16]) and not torch.equal(before[:, 16:], after[:, 16:])
+
+
+def test_vqvae2_counts_each_image_once_a_step() -> None:
+    model = tiny("vqvae2", 32)
+    model(torch.rand(3, 3, 32, 32))
+    assert [float(part.step_counts.sum()) for part in model.quantizer.parts] == [3 * 16, 3 * 64]
+
+
+@pytest.mark.parametrize("quantizer, learned", [("ema_vq", False), ("vq", True)])
+def test_vqvae2s_codes_that_learn_are_not_counted_twice(quantizer: str, learned: bool) -> None:
+    model = tiny("vqvae2", 32, quantizer={"name": quantizer, "codebook_size": 16, "codebook_dim": 4})
+    assert model.quantizer.fixed_codes() == (0 if learned else 2 * 16 * 4)
+
+
+def test_separate_grids_are_measured_over_codes_of_their_own() -> None:
+    model = tiny("vqvae2", 16).eval()
+    images = torch.rand(5, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        out = model(images)
+    out.codes = torch.cat([torch.randint(16, (5, 4, 1)), torch.randint(7, (5, 16, 1)) + 16], 1)
+    grids = out.codes[..., 0].split([4, 16], 1)
+    shares = [len(grid.unique()) / 16 for grid in grids]
+    usage, rate = Usage(), Rate(coding="entropy")
+    for metric in (usage, rate):
+        metric.begin(model.layout, 5, torch.device("cpu"))
+        metric.update(images, out, torch.arange(5))
+    found = usage.details(usage.sums())
+    assert [found["scale0"], found["scale1"]] == pytest.approx(shares)
+    assert usage.compute(usage.sums()) == pytest.approx(sum(shares) / 2)
+    bits = sum(grid.numel() * float(entropy(grid.flatten().bincount().double())) for grid in grids) / math.log(2)
+    assert rate.compute(rate.sums()) == pytest.approx(bits / 5)

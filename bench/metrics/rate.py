@@ -88,7 +88,10 @@ class Rate(CodeMetric):
     def compute(self, sums: Mapping[str, Tensor]) -> float:
         if self.coding == "fixed":
             return self._fixed(sums)
-        return self._each(sum(float(self.of_level(level, 0)) for level in self.levels(sums)), sums)
+        tables = self.levels(sums)
+        if self.histogram.tables > 1:           # a decoder knows which grid it reads
+            tables = [n for scale in self.histogram.per_scale(sums["counts"]) for n in scale]
+        return self._each(sum(float(self.of_level(table, 0)) for table in tables), sums)
 
     def details(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
         """fixed: what fixed-length codes cost. level0, scale0, ...: each level's share, each scale with its own table."""
