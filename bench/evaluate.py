@@ -52,6 +52,7 @@ def measure(
     prepare: Mapping[str, Mapping[str, Any]] | None = None,
     cache: Path | None = None,
     grid: Callable[[Tensor, Tensor], None] | None = None,
+    samples: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
     keep: Callable[[int, Tensor], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Measured]:
@@ -61,7 +62,8 @@ def measure(
     training modes back. Every process of the group calls this with the whole split, passes its contiguous
     share, and gets the result for all of it. `prepare` says for each metric how its protocol prepares images
     (default: rounded to 8 bits). `grid` gets, on the main process, the first images and their reconstructions (for
-    `write_grid`). `keep(start, reconstructions)` gets each batch of this process, uint8 [b, 3, H, W]. `cache` is a
+    `write_grid`); `samples` more of them, see `sample_count`, with their codes [n, N, L] or None where there are none.
+    `keep(start, reconstructions)` gets each batch of this process, uint8 [b, 3, H, W]. `cache` is a
     folder in which what metrics compute from the originals alone is kept by content, for the next tokenizer.
     `progress(done, total)` follows each batch, in this process's images, and is called equally often on every process.
 
@@ -91,8 +93,12 @@ def measure(
     # values per metric; last column: their number
     table = torch.zeros(2 + len(begun), count + 1, dtype=torch.float64, device=where)
     first_seen: list[Tensor] = []
-    first_few = min(count, GRID_IMAGES) if grid else 0
+    wanted = max(GRID_IMAGES * (grid is not None), sample_count(*images.shape[-2:]) * (samples is not None))
+    first_few = min(count, wanted)
     shown = torch.zeros(2, first_few, *images.shape[1:], dtype=torch.uint8, device=where)
+    layout = tokenizer.layout
+    tokens = (first_few, layout.num_tokens, len(layout.vocab_sizes))
+    codes_shown = torch.zeros(tokens, dtype=torch.int64, device=where) if samples and layout.vocab_sizes else None
 
     def look(start: int, stop: int) -> None:
         original = _pixels(images, start, stop).to(device)
@@ -112,6 +118,8 @@ def measure(
             part = slice(start, min(stop, first_few))
             shown[0, part] = original[: part.stop - start]
             shown[1, part] = rounded[: part.stop - start]
+            if codes_shown is not None and output.codes is not None:
+                codes_shown[part] = output.codes[: part.stop - start].to(where)
         if keep is not None:
             keep(start, rounded)
         for row, (name, metric) in enumerate(begun.items(), start=2):
@@ -141,9 +149,14 @@ def measure(
     whole = distributed.sum_across(table).cpu().numpy()
     sums = {name: {key: distributed.sum_across(value) for key, value in metric.sums().items()}
             for name, metric in begun.items()}
-    if grid is not None:
+    if first_few:
         shown = distributed.sum_across(shown)
-        distributed.from_main(lambda: grid(*shown))
+        if codes_shown is not None:
+            codes_shown = distributed.sum_across(codes_shown)
+    if grid is not None:
+        distributed.from_main(lambda: grid(*shown[:, :GRID_IMAGES]))
+    if samples is not None:
+        distributed.from_main(lambda: samples(*shown, codes_shown))
     for others in reversed(distributed.gather_objects(reasons)):        # known where one process found it: known to all
         reasons |= others
     originals.keep({name: metric for name, metric in begun.items() if name not in reasons}, ways, sums)
@@ -180,6 +193,22 @@ def _computed(metric: Metric, sums: Mapping[str, Tensor], images: int,
 def share(count: int, rank: int, world: int) -> tuple[int, int]:
     """First and one past the last image of a process: contiguous, each image once, as even as can be."""
     return count * rank // world, count * (rank + 1) // world
+
+
+def sample_count(height: int, width: int) -> int:
+    """How many images the reconstruction browser gets: 64, of more than 128 x 128 pixels fewer, but eight."""
+    return min(64, max(8, 64 * 128 * 128 // (height * width)))
+
+
+def write_samples(path: Path, originals: Tensor, reconstructions: Tensor, codes: Tensor | None) -> None:
+    """Two uint8 [n, C, H, W] and int64 [n, N, L] -> one .npz: originals, reconstructions [n, H, W, C] and codes int32."""
+    arrays = {"originals": originals, "reconstructions": reconstructions}
+    found = {name: a.permute(0, 2, 3, 1).cpu().numpy() for name, a in arrays.items()}
+    if codes is not None:
+        found["codes"] = codes.to(torch.int32).cpu().numpy()
+    file = io.BytesIO()
+    np.savez_compressed(file, **found)
+    write_atomic(path, file.getvalue())
 
 
 def write_grid(path: Path, originals: Tensor, reconstructions: Tensor) -> None:

@@ -27,7 +27,7 @@ from bench.curves import Curves
 from bench.data import CachedBatches, Order, StreamedBatches, fits_on_device
 from bench.distributed import Agreement, MainFailed, PeerLost, any_process, from_main, is_main, meet, world_size
 from bench.errors import BadInput, Incompatible, NonFinite
-from bench.evaluate import measure, write_grid
+from bench.evaluate import measure, write_grid, write_samples
 from bench.files import write_atomic
 from bench.image_cache import OpenSplit, decoded
 from bench.places import Places
@@ -285,7 +285,7 @@ class _Story:
             found = measure(
                 state.model, test_images[:limit], metrics, device=self.device, batch_size=EVALUATE_BATCH,
                 prepare={i: missing[i].spec.prepare for i in ids}, cache=self.places.cache,
-                grid=self.write_grid, progress=self.measuring,
+                grid=self.write_grid, samples=self.write_samples, progress=self.measuring,
             )
             if weights == "average":
                 state.average.swap(state.model)
@@ -499,6 +499,10 @@ class _Story:
     def write_grid(self, originals: torch.Tensor, reconstructions: torch.Tensor) -> None:
         with self.writing("reconstructions.png"):
             write_grid(self.folder.images / "reconstructions.png", originals, reconstructions)
+
+    def write_samples(self, originals: torch.Tensor, reconstructions: torch.Tensor, codes: torch.Tensor | None) -> None:
+        with self.writing("samples.npz"):
+            write_samples(self.folder.images / "samples.npz", originals, reconstructions, codes)
 
     def write_values(self, new: dict[str, tuple[Value, np.ndarray | None]]) -> None:
         import pyarrow as pa

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.collect import records_file
 from bench.places import Places
@@ -50,6 +52,18 @@ def render(
         curves = home / "curves.parquet"
         paths += render_figures(name, records, report, curves, places.reports, sanity=sanity, entries=entries)
         paths += render_reconstructions(name, records, places.runs, places.reports)
+        from bench.report.page import render_page
+
         if anew or not (places.reports / name / "diagnostics.md").is_file():
             paths += render_diagnostics(name, records, diagnostics_folder(places, name), curves, places.reports)
+        paths.append(render_page(name, question, tables, records, places.runs, places.reports, curves=curves,
+                                 suite=read_suite(home)))
     return Report(tuple(tables), tuple(paths))
+
+
+def read_suite(home: Path) -> dict[str, Any]:
+    """What results/<suite>/suite.json keeps of the suite as it was run; {} where it is not there."""
+    try:
+        return json.loads((home / "suite.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
