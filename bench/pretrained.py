@@ -23,6 +23,8 @@ from bench.networks import FoldedInception, MobileNetV2
 from bench.places import Places
 
 AGAIN = "remove it and run `bench prepare`"
+#: smallest side that leaves every trunk of LPIPS one pixel at its last layer
+LPIPS_SMALLEST = {"alex": 31, "squeeze": 17, "vgg": 16}
 
 
 class Frozen(nn.Module):
@@ -78,6 +80,21 @@ def trunk(name: str, places: Places | None = None) -> nn.Module:
     return _trunk(name, _file(f"frechet_{name}", places))
 
 
+def classifier(name: str, places: Places | None = None) -> nn.Module:
+    """ImageNet's logits: float [B, 3, 224, 224], normalised by ImageNet's mean and deviation -> [B, 1000].
+
+    name: "resnet50" or "convnext_small", torchvision's of 2016 and 2022 (IMAGENET1K_V1); "random" is a residual network
+    of four blocks with random weights, always the same ones. Frozen, channels-last, the same object at every call.
+    Raises BadInput where the file is missing or damaged.
+    """
+    return _classifier(name, None if name == "random" else _file(name, places))
+
+
+def tensors(name: str, places: Places | None = None) -> dict[str, Tensor]:
+    """The state dict in a file of bench/weights.py. Raises BadInput where the file is missing or damaged."""
+    return _state(_file(name, places))
+
+
 def _file(name: str, places: Places | None) -> Path:
     places = places or Places.find()
     path = weights.find(name, places)
@@ -122,6 +139,24 @@ def _lpips(net: str, path: Path) -> nn.Module:
     whole |= {f"scaling_layer.{key}": value for key, value in network.scaling_layer.state_dict().items()}
     try:
         network.load_state_dict(whole, strict=True, assign=True)
+    except RuntimeError as error:
+        raise _not_this_network(path, error) from error
+    return _frozen(network)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _classifier(name: str, path: Path | None) -> nn.Module:
+    from torchvision import models
+
+    if path is None:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.manual_seed(0)
+            return _frozen(models.resnet.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1]))
+    with torch.device("meta"):
+        network = {"resnet50": models.resnet50, "convnext_small": models.convnext_small}[name](weights=None)
+    try:
+        network.load_state_dict(_state(path), strict=True, assign=True)
     except RuntimeError as error:
         raise _not_this_network(path, error) from error
     return _frozen(network)

@@ -68,6 +68,7 @@ class TokenizerOutput:
     codes: Tensor | None                        # [B, N, L]
     losses: dict[str, Tensor] = field(default_factory=dict)     # quantizer's and tokenizer's own
     log_scale: Tensor | None = None             # [B, 3, H, W], where the decoder gives a distribution (logit-Laplace's ln b)
+    log_scale: Tensor | None = None             # [B, 3, H, W], where the decoder gives a distribution (logit-Laplace's ln b)
 
 
 @dataclass(slots=True)

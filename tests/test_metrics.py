@@ -30,7 +30,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 
 from bench.errors import BadInput, Incompatible
 from bench.metrics.l1 import L1
-from bench.metrics.lpips import LPIPS, SMALLEST
+from bench.metrics.lpips import LPIPS
 from bench.metrics.ms_ssim import MSSSIM
 from bench.metrics.mse import MSE
 from bench.metrics.perplexity import Perplexity
@@ -38,7 +38,7 @@ from bench.metrics.psnr import PSNR
 from bench.metrics.rfid import RFID, frechet_distance
 from bench.metrics.ssim import SSIM
 from bench.metrics.usage import Usage
-from bench.pretrained import Frozen, inception, lpips_network
+from bench.pretrained import LPIPS_SMALLEST, Frozen, inception, lpips_network
 from bench.registry import REQUIRED, available, resolve, signature
 from bench.similarity import Window, structural_similarity
 from bench.threads import in_shares
@@ -393,7 +393,7 @@ def test_lpips_squeeze_gives_the_published_distances(shared: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("net", TRUNKS)
 def test_lpips_says_which_images_are_too_small(net: str, weights: Path) -> None:
-    least = SMALLEST[net]
+    least = LPIPS_SMALLEST[net]
     per_image(LPIPS(net=net), random_images(1, least, 0), random_images(1, least, 1))
     with pytest.raises(Incompatible, match=f"needs images of {least} pixels, got {least - 1}x{least - 1}"):
         per_image(LPIPS(net=net), random_images(1, least - 1, 0), random_images(1, least - 1, 1))

@@ -9,12 +9,9 @@ from torch import Tensor
 
 from bench.errors import Incompatible
 from bench.per_image import PerImageMean
-from bench.pretrained import lpips_network
+from bench.pretrained import LPIPS_SMALLEST, lpips_network
 from bench.registry import register
 from bench.types import TokenLayout
-
-#: smallest side that leaves every trunk one pixel at its last layer
-SMALLEST = {"alex": 31, "squeeze": 17, "vgg": 16}
 
 
 @register("metric", "lpips")
@@ -51,8 +48,8 @@ class LPIPS(PerImageMean):
 
     def per_image(self, images: Tensor, others: Tensor) -> Tensor:
         """Returns distances, float64 [B]. Raises Incompatible for images too small for the trunk."""
-        if min(images.shape[-2:]) < SMALLEST[self.net]:
-            raise Incompatible(f"LPIPS {self.net} needs images of {SMALLEST[self.net]} pixels, "
+        if min(images.shape[-2:]) < LPIPS_SMALLEST[self.net]:
+            raise Incompatible(f"LPIPS {self.net} needs images of {LPIPS_SMALLEST[self.net]} pixels, "
                                f"got {images.shape[-2]}x{images.shape[-1]}")
         return torch.cat([
             self.network(_floats(original), _floats(other)).flatten().double()
