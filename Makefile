@@ -9,7 +9,7 @@ ARGS   ?=
 
 OPTIONS = $(if $(RUN_ID),--name $(RUN_ID)) $(if $(filter True true 1,$(DEBUG)),--debug) $(ARGS)
 
-.PHONY: install quickstart test test-slurm celeba ffhq lint clean
+.PHONY: install quickstart test test-slurm test-browser celeba ffhq lint clean
 
 install: $(VENV)/installed
 
@@ -32,6 +32,11 @@ test: $(VENV)/parity
 # On a SLURM cluster of our own that lives as long as the tests. `python3 tests/slurm_cluster.py missing` says what it lacks.
 test-slurm: install
 	$(BIN)/python tests/slurm_cluster.py run -- $(BIN)/pytest tests/slurm $(ARGS)
+
+# The HTML pages in a headless Chromium (Debian's package chromium, or the one that BENCH_CHROMIUM names).
+test-browser: install
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
+	BENCH_REQUIRE_BROWSER=1 $(BIN)/pytest tests/browser $(ARGS)
 
 # RUN_ID=my-name keeps results under another name; DEBUG=True runs ten batches; DATA=folder holds celeba/ and ffhq/.
 celeba: install
