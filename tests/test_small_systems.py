@@ -12,9 +12,11 @@ from tiny import fail, small
 
 from bench.code_histogram import entropy
 from bench.interfaces import Tokenizer
+from bench.losses.logit_laplace import LogitLaplace
 from bench.metrics.rate import Rate
 from bench.metrics.usage import Usage
 from bench.spec import bind
+from bench.types import Batch
 from implementations.codebook.alignments.contrastive import Contrastive
 from implementations.codebook.distances.cosine import Cosine
 from implementations.codebook.distances.l2 import L2
@@ -41,6 +43,8 @@ PUBLISHED = [
     # rosinality/vq-vae-2-pytorch, and with the paper's residual width
     ({"name": "vqvae2"}, 256, 1_388_867, 32 * 32 + 64 * 64),
     ({"name": "vqvae2", "residual_hidden": 64}, 256, 1_716_803, 32 * 32 + 64 * 64),
+    # openai/DALL-E: 53,786,240 and 43,829,766, less 128 biases of the decoder's first layer, which are part of the codes
+    ({"name": "dvae"}, 256, 97_616_006 - 128, 32 * 32),
 ]
 
 
@@ -155,3 +159,45 @@ def test_separate_grids_are_measured_over_codes_of_their_own() -> None:
     assert usage.compute(usage.sums()) == pytest.approx(sum(shares) / 2)
     bits = sum(grid.numel() * float(entropy(grid.flatten().bincount().double())) for grid in grids) / math.log(2)
     assert rate.compute(rate.sums()) == pytest.approx(bits / 5)
+
+
+# -- dVAE ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_dvaes_likelihood_is_that_of_its_own_location_and_scale() -> None:
+    """Density of the mapped pixel under a Laplace distribution of its logit, by change of variables, in float64."""
+    model = tiny("dvae", 16).eval()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        out = model(images)
+        location, log_scale = (t.double() for t in model._distribution(out.quantized))
+        found = LogitLaplace()(Batch(images), out)
+    y = 0.4 * (images.double() + 1) + 0.1
+    density = torch.distributions.Laplace(location, log_scale.exp()).log_prob(torch.logit(y)) - (y * (1 - y)).log()
+    torch.testing.assert_close(float(found), -float(density.mean()), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(0.4 * (out.reconstruction.double() + 1) + 0.1, torch.sigmoid(location), rtol=0, atol=1e-6)
+
+
+def test_the_dvae_mixes_codes_in_training_and_takes_one_in_eval() -> None:
+    model = tiny("dvae", 16, quantizer={"name": "gumbel", "codebook_size": 16, "codebook_dim": 4, "full_width": True,
+                                        "hard": False, "final_temperature": 0.0625, "temperature_steps": 10})
+    assert model.quantizer.input_dim == 64 and model.quantizer.output_dim == 4
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+
+    def far_from_codes() -> float:
+        with torch.no_grad():
+            quantized = model(images).quantized
+            return float(torch.cdist(quantized, model.quantizer.codebook[None]).amin(2).mean())
+
+    model.before_step(0)
+    warm = far_from_codes()
+    model.before_step(10)
+    cold = far_from_codes()
+    assert far_from_codes() > 0 and cold < 0.5 * warm and model.quantizer.temperature == 0.0625
+    model.eval()
+    assert far_from_codes() == pytest.approx(0, abs=1e-3)
+
+
+def test_gumbels_full_width_is_for_a_linear_map() -> None:
+    with pytest.raises(ValueError, match="full_width is for logits: linear"):
+        tiny("dvae", 16, quantizer={"name": "gumbel", "logits": "distance", "full_width": True, "codebook_dim": 4})

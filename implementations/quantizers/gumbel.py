@@ -32,11 +32,15 @@ class Gumbel(Quantizer):
     temperature goes to final_temperature (where given) over temperature_steps along `schedule`; the KL grows
     linearly from 0 over kl_steps. taming: hard, temperature 1, no schedules. DALL-E: hard False, 1 to 0.0625 by
     cosine over 150,000, kl_steps 5000 and weight 6.6 / 192 for losses averaged over pixels of 256-pixel images.
+    full_width: latents keep the width that the tokenizer offers, and only codes have codebook_dim (DALL-E: 2048 and 128);
+        for linear logits.
     Noise comes from torch's generator. The N x K table exists one block of rows at a time, recomputed in the backward.
-    Raises ValueError for a codebook without codes or a temperature that is not above 0.
+    Raises ValueError for a codebook without codes, a temperature that is not above 0, or distances between vectors of
+    different widths.
     """
 
     title = "Gumbel"
+    neutral = {"full_width": False}
     assignment = "none"         # the largest logit, not the nearest code
 
     def __init__(
@@ -52,7 +56,8 @@ class Gumbel(Quantizer):
         schedule: Literal["linear", "cosine"] = "cosine",
         temperature_steps: int = 150_000,
         kl_steps: int = 0,
-        init: Literal["uniform", "kaiming", "variance", "normal"] = "normal",
+        init: Literal["uniform", "kaiming", "variance", "normal", "fan_in"] = "normal",
+        full_width: bool = False,
     ) -> None:
         super().__init__()
         last = temperature if final_temperature is None else final_temperature
@@ -63,8 +68,10 @@ class Gumbel(Quantizer):
                              f"and {kl_steps}")
         dim = latent.dim if codebook_dim is None else codebook_dim
         self.codebook = nn.Parameter(initial_codebook(codebook_size, dim, init))        # [K, D]
-        self.to_logits = nn.Linear(dim, codebook_size) if logits == "linear" else None
-        self.input_dim = self.output_dim = dim
+        self.input_dim, self.output_dim = latent.dim if full_width else dim, dim
+        if full_width and logits == "distance":
+            raise ValueError("full_width is for logits: linear; distance compares latents and codes of one width")
+        self.to_logits = nn.Linear(self.input_dim, codebook_size) if logits == "linear" else None
         self.layout = TokenLayout(latent.positions, (codebook_size,), (latent.grid,) if latent.grid else ())
         self.hard, self.schedule = hard, schedule
         self.first, self.last, self.temperature_steps, self.kl_steps = temperature, last, temperature_steps, kl_steps
