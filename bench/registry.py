@@ -42,6 +42,7 @@ HOMES = {
     "tracker": "bench.trackers",
     "baseline": "bench.baselines",
     "peer": "bench.peers",
+    "format": "implementations.formats",
 }
 #: what class names in annotations mean: partial[Quantizer] wants a quantizer
 KIND_OF_CLASS = {

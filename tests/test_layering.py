@@ -18,7 +18,7 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "binder", "checked", "cli", "cli_numbers", "cli_profile", "collect", "compare", "curves", "diagnostics", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
+    "binder", "catalogue", "checked", "cli", "cli_numbers", "cli_profile", "collect", "compare", "curves", "diagnostics", "download", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
     "image_files", "jobs", "launch", "npz", "places", "plan", "preflight", "protocol", "provenance", "published", "registry", "reporting", "resources", "results", "run",
     "runs", "scheduler", "schema", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal", "timings",
     "verify", "weights", "yaml_lines"))}
@@ -27,7 +27,7 @@ TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets
 CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
             "bench.errors", "bench.code_histogram", "bench.per_image", "bench.features", "bench.feature_sets",
             "bench.frechet", "bench.similarity", "bench.threads", "bench.image_dataset", "bench.image_files",
-            "bench.baseline", "bench.peer"}
+            "bench.baseline", "bench.peer", "bench.format"}
 PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets",
          "bench.trackers", "bench.baselines", "bench.peers", "bench.discriminators", "implementations")
 #: the loop and below, from the bottom up: a file imports only from lines above its own
@@ -35,12 +35,12 @@ LAYERS = [
     {"bench.errors", "bench.stopping", "bench.scheduler", "bench.resources", "bench.types", "bench.distributed",
      "bench.report.spec", "bench.terminal", "bench.networks", "bench.threads"},
     {"bench.similarity", "bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.jobs",
-     "bench.report.model", "bench.prepare", "bench.baseline", "bench.peer"},
+     "bench.report.model", "bench.prepare", "bench.baseline", "bench.peer", "bench.download", "bench.format"},
     {"bench.places", "bench.spec", "bench.code_histogram", "bench.per_image", "bench.originals",
      "bench.frechet", "bench.npz"},
     {"bench.results", "bench.protocol", "bench.weights", "bench.image_files", "bench.optim", "bench.site", "bench.timings"},
-    {"bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
-    {"bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
+    {"bench.catalogue", "bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
+    {"bench.load", "bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
      "bench.together", "bench.validate", "bench.verify", "bench.submissions", "bench.task"},
     {"bench.profile", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
     {"bench.throughput", "bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},

@@ -7,18 +7,19 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """x + Conv1x1(ReLU(Conv3x3(ReLU(x)))), C -> C, without bias.
+    """x + Conv1x1(ReLU(Conv3x3(ReLU(x)))), C -> C, without bias; `inner` channels between them, C where not given.
 
     rectified_skip: the published block applies its first ReLU in place, which overwrites the very tensor that the
     skip adds afterwards, so it computes relu(x) + f(relu(x)). All published numbers come from that network; it is
     the default. False is the block as drawn in the papers, which is another network.
     """
 
-    def __init__(self, channels: int, *, rectified_skip: bool) -> None:
+    def __init__(self, channels: int, *, rectified_skip: bool, inner: int | None = None) -> None:
         super().__init__()
         self.rectified_skip = rectified_skip
-        self.conv1 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 1, bias=False)
+        inner = channels if inner is None else inner
+        self.conv1 = nn.Conv2d(channels, inner, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(inner, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         rectified = F.relu(x)

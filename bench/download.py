@@ -1,0 +1,54 @@
+"""A file of the network, fetched whole or not at all. Torch-free."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import secrets
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.errors import BadInput
+
+TIMEOUT = 30                # seconds without a sign of life
+CHUNK = 1 << 20             # bytes
+
+
+def fetch(url: str, target: Path, *, sha256: str = "", progress: Callable[[int, int], None] | None = None) -> str:
+    """Fetch http(s):// or file:// into `target`, over what is there; returns the hex digest of its sha256.
+
+    sha256: what it must begin with. progress(bytes, of bytes, 0 where that is not known) is called as it goes.
+    Raises BadInput where the file cannot be had, is another one, or cannot be written.
+    """
+    part = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
+    digest, done = hashlib.sha256(), 0
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as source, open(part, "xb") as file:
+            total = int(source.headers.get("Content-Length") or 0)
+            while chunk := source.read(CHUNK):
+                file.write(chunk)
+                digest.update(chunk)
+                done += len(chunk)
+                if progress is not None:
+                    progress(done, total)
+            file.flush()
+            os.fsync(file.fileno())
+        if total and done != total:
+            raise BadInput(f"{url}: the connection ended after {done:,} of {total:,} bytes; try again")
+        if not digest.hexdigest().startswith(sha256):
+            raise BadInput(f"{url}: what came is not the published file (sha256 {digest.hexdigest()[:12]}, expected "
+                           f"{sha256[:12]}); try again, or put {target.name} into {target.parent} yourself")
+        os.replace(part, target)
+    except BadInput:
+        raise
+    except (OSError, http.client.HTTPException, ValueError) as error:       # URLError is an OSError
+        raise BadInput(f"{url} cannot be fetched into {target.parent} ({error}); fetch it elsewhere and put it there as "
+                       f"{target.name}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return digest.hexdigest()

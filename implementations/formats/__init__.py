@@ -1,0 +1,1 @@
+"""Published checkpoint formats, one file each: whose state dict becomes which of our tokenizers."""
