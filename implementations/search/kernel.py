@@ -32,7 +32,7 @@ def switched_off() -> bool:
 
 
 def library() -> ctypes.CDLL | None:
-    """`search` and `tile` of nearest.c; None where there is no compiler, the build fails or it is switched off."""
+    """`search`, `tile`, `look_up` and `add_rows` of nearest.c; None where there is no compiler, the build fails or it is switched off."""
     return None if switched_off() else _library()
 
 
@@ -44,6 +44,9 @@ def _library() -> ctypes.CDLL | None:
         loaded.search.argtypes = [pointer, whole, whole, pointer, whole, ctypes.c_float, whole, pointer, pointer, pointer]
         loaded.search.restype = None
         loaded.tile.argtypes, loaded.tile.restype = [], whole
+        loaded.look_up.argtypes, loaded.look_up.restype = [pointer, whole, whole, *4 * [pointer]], ctypes.c_double
+        loaded.add_rows.argtypes = [pointer, whole, whole, pointer, whole, whole, pointer]
+        loaded.add_rows.restype = None
         return loaded
     except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         _log.debug("the search runs without its compiled kernel: %s", error)

@@ -164,3 +164,44 @@ void search(const float *z, int64_t n, int64_t d, const float *e, int64_t k, flo
         }
     }
 }
+
+/* What follows a search, in one pass over the latents each. */
+
+/* q = e[codes], residual = z - q for rows of [n, d]; returns the sum of squares of the residuals, in double. */
+double look_up(const float *restrict z, int64_t n, int64_t d, const float *restrict e, const int64_t *restrict codes,
+               float *restrict q, float *restrict residual)
+{
+    double total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const float *code = e + codes[i] * d, *row = z + i * d;
+        float *chosen = q + i * d, *left = residual + i * d;
+        double sums[8] = {0};                   /* eight chains: one would wait for itself */
+        int64_t j = 0;
+        for (; j + 8 <= d; j += 8)
+            for (int c = 0; c < 8; c++) {
+                float difference = row[j + c] - code[j + c];
+                chosen[j + c] = code[j + c];
+                left[j + c] = difference;
+                sums[c] += (double)difference * difference;
+            }
+        for (; j < d; j++) {
+            chosen[j] = code[j];
+            left[j] = row[j] - code[j];
+            sums[0] += (double)left[j] * left[j];
+        }
+        total += ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    }
+    return total;
+}
+
+/* sums[codes[i], from .. to] += rows[i, from .. to], in order of i. */
+void add_rows(const float *restrict rows, int64_t n, int64_t d, const int64_t *restrict codes, int64_t from, int64_t to,
+              float *restrict sums)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = rows + i * d;
+        float *sum = sums + codes[i] * d;
+        for (int64_t j = from; j < to; j++)
+            sum[j] += row[j];
+    }
+}
