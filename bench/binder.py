@@ -224,6 +224,16 @@ class Part:
     components: dict[str, Component]                        # itself, then those below it
 
 
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What checkpoints that were trained elsewhere are measured on, and for what."""
+
+    dataset: Part
+    test: DataRecord
+    values: tuple[Wanted, ...]                              # of nobody's weights yet
+    debug: bool
+
+
 class Binder:
     """Drafts -> Runs; problems are collected, each once. What reads the same in many runs is bound once."""
 
@@ -337,6 +347,16 @@ class Binder:
         )
         run.__dict__["train_id"] = train_id                 # where its cached_property keeps it: hashed once
         return run
+
+    def measurement(self, draft: Draft, debug: bool) -> Measurement | None:
+        """Of a draft that needs no more than `dataset` and `measure`; None, with problems, where one of them is faulty."""
+        self.draft = draft
+        dataset = self.component("dataset")
+        measure: MeasureSection | None = self.whole(MeasureSection, "measure", draft.data.get("measure", {}))
+        if dataset is None or measure is None or (splits := self.splits(dataset.spec)) is None:
+            return None
+        values = self.values(measure, splits["test"], debug)
+        return None if values is None else Measurement(dataset, splits["test"], values, debug)
 
     def loop(self, train: TrainSection, debug: bool) -> LoopSettings:
         loop = LoopSettings(**{k: getattr(train, k) for k in LoopSettings.model_fields})

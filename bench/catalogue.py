@@ -76,6 +76,20 @@ class Checkpoint(Frozen):
         return self.files[0].url if len(self.files) == 1 and self.files[0].url else self.page
 
 
+class CheckpointEntry(Frozen):
+    """What a suite's `checkpoints` says of one: a name alone is short for {checkpoint: name}."""
+
+    checkpoint: str                                 # a name, a file, a folder, an URL, hf:OWNER/NAME[:FILE]
+    format: str | None = None                       # where it does not say so itself
+    label: str | None = None                        # in tables; default: its name
+    tokenizer: dict[str, Any] = {}                  # keywords over those of the checkpoint
+
+    @property
+    def listed(self) -> Checkpoint | None:
+        """What we know of it, where it is on our list."""
+        return load_checkpoint(self.checkpoint) if self.checkpoint in checkpoints() else None
+
+
 def checkpoints() -> list[str]:
     """Names of all published checkpoints that we know of."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))

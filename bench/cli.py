@@ -114,6 +114,7 @@ def list_entries(
     as_json: AsJson = False,
 ) -> None:
     """List suites and components, with one line on each."""
+    from bench.catalogue import checkpoints, load_checkpoint
     from bench.registry import HOMES, PLURALS, available, did_you_mean, include_from_environment, signature
     from bench.registry import include as include_folder
     from bench.yaml_lines import load_yaml
@@ -128,6 +129,7 @@ def list_entries(
             found["suites"].append({"name": path.stem, "summary": str(data.get("question", ""))})
         except BadInput as error:
             found["suites"].append({"name": path.stem, "summary": f"broken: {error}"})
+    found["checkpoints"] = [{"name": n, "summary": load_checkpoint(n).title} for n in checkpoints()]
     for home in HOMES:
         found[PLURALS[home]] = [{"name": n, "summary": signature(home, n).summary} for n in available(home)]
     if kind is not None:
@@ -177,7 +179,7 @@ def _check(opened: Opened) -> tuple[dict[str, str], dict[str, int]]:
     if problems:
         raise BadInput("\n".join(problems))
     skipped = {i: c.skip for i, c in checked.items() if c.skip}
-    if len(skipped) == len(runs):
+    if runs and len(skipped) == len(runs):
         raise BadInput(f"{loaded.file}: every run is impossible: {next(iter(skipped.values()))}")
     return skipped, {i: c.parameters for i, c in checked.items()}
 
@@ -254,14 +256,28 @@ def run(
 
 @app.command("eval")
 def evaluate(
-    suite: SuiteArgument, overrides: Overrides = None, launcher: Launcher = "auto", jobs: Jobs = None, wait: Wait = None,
+    suite: Annotated[str | None, typer.Argument(
+        help="A suite file, or its name in suites/; with --checkpoint: whose images and values are meant.")] = None,
+    overrides: Overrides = None,
+    checkpoint: Annotated[list[str] | None, typer.Option(
+        "--checkpoint", metavar="FILE|NAME|URL|hf:OWNER/NAME[:FILE]", help="Measure this instead. Can be repeated.")] = None,
+    format: Annotated[str | None, typer.Option("--format", help="Whose state dict it is: `bench ls formats`.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Images at a time, for --checkpoint.")] = None, launcher: Launcher = "auto", jobs: Jobs = None, wait: Wait = None,
     save_npz: Annotated[Path | None, typer.Option(
         "--save-npz", metavar="FOLDER", help="Also write the reconstructions of each trained run, as ADM's evaluator reads them.")] = None,
     only: Only = None, debug: Debug = False, name: Name = None, results: Results = None, reports: Reports = None,
     runs: Runs = None, data: Data = None, include: Include = None, as_json: AsJson = False,
 ) -> None:
-    """Measure what is missing of trained runs; trains nothing."""
+    """Measure what is missing of trained runs, or checkpoints that were trained elsewhere; trains nothing."""
     given = {"results": results, "reports": reports, "runs": runs, "data": data}
+    if checkpoint:
+        words = [*([suite] if suite is not None else []), *(overrides or [])]
+        _evaluate_checkpoints(checkpoint, format, batch_size, words, name, include, debug, as_json, **given)
+        return
+    if suite is None:
+        raise BadInput("say which suite, or which checkpoint: `bench eval SUITE`, or `bench eval --checkpoint FILE`")
+    if format is not None or batch_size is not None:
+        raise BadInput("--format and --batch-size go with --checkpoint; the runs of a suite say themselves what they are")
     if save_npz is not None and wait is False:
         raise BadInput("--save-npz needs the measured runs: leave out --no-wait, or save them once the jobs have ended")
     _drive(("measure",), suite, overrides, launcher, jobs, wait if save_npz is None else True, False, None, only, debug, name,
@@ -274,6 +290,43 @@ def evaluate(
         with Bars("reconstructing with") as bars:
             paths = save_samples(matching(opened.runs, only), opened.places, save_npz, progress=bars)
         notice.print(f"written: {', '.join(map(str, paths))}", markup=False)
+
+
+def _evaluate_checkpoints(
+    checkpoints: list[str], format: str | None, batch_size: int | None, words: list[str], name: str | None,
+    include: list[Path] | None, debug: bool, as_json: bool, **given: Path | None,
+) -> None:
+    """Checkpoints on the images and for the values of a suite, or of overrides alone; `words`: maybe a suite, then those."""
+    from bench.collect import records_file, remember_suite, report_spec
+    from bench.drive import measure_checkpoints
+    from bench.places import Places
+    from bench.registry import include as include_folder
+    from bench.registry import include_from_environment
+    from bench.report.tables import terminal_table
+    from bench.reporting import render
+    from bench.results import read_records
+    from bench.suite import Suite, checkpoint_report, checkpoint_suite, find_suite
+
+    include_from_environment()
+    for folder in include or []:
+        include_folder(folder)
+    places, name = Places.find(**given), (name or "checkpoints") + ("-debug" if debug else "")
+    suite = checkpoint_suite(checkpoints, format, words, name)
+    measured = measure_checkpoints(suite, places, batch_size=batch_size, debug=debug)
+    records = read_records(records_file(places, name))
+    try:
+        find_suite(name)                        # a suite of that name says how its records are shown
+    except BadInput:
+        remember_suite(Suite(suite.frame.model_copy(update={"report": checkpoint_report(records)}), suite.file, {}, {}), places)
+    _, question, spec = report_spec(name, places)
+    rendered = render(name, question, spec, records, places, figures=False)
+    if as_json:
+        print(json.dumps([{"train_id": r.train_id, "label": r.label, "state": r.state, "reason": r.reason,
+                           "values": {v.name: v.number for v in r.values.values()}} for r in measured], indent=1))
+        return
+    for table in rendered.tables:
+        console.print(terminal_table(table))
+    console.print(f"report: {_relative(places.reports / name)}/", highlight=False)
 
 
 @app.command()
@@ -344,6 +397,13 @@ def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: 
 
     frame, places = opened.suite.frame, opened.places
     records = collect(opened.name, opened.runs, places)
+    if frame.checkpoints and not (driven.left or driven.interrupted):
+        from bench.collect import records_file
+        from bench.drive import measure_checkpoints
+        from bench.results import read_records
+
+        measure_checkpoints(opened.suite, places, debug=any(r.train.debug for r in opened.runs))
+        records = read_records(records_file(places, opened.name))
     if opened.suite.frame.sanity and records and not (driven.left or driven.interrupted):
         from bench.drive import measure_baselines
 
@@ -368,7 +428,7 @@ def _show_driven(opened: Opened, driven: Any, skipped: dict[str, str], as_json: 
     if driven.left:
         where = f"submitted: {', '.join(_shortened(driven.job_ids))}" if driven.job_ids else "somebody has them"
         console.print(f"{counts(driven.planned)}; {where}; `bench status {opened.name} --watch` follows them", highlight=False)
-    elif not driven.chosen:
+    elif not driven.chosen and opened.runs:
         console.print("nothing to do" + (": every run is trained and measured" if all(
             p.status in ("done", "stale", "skipped") for p in driven.planned) else f": {counts(driven.planned)}"))
     if rendered.paths:
@@ -571,10 +631,19 @@ def _tail(opened: Opened, one: Run, shown: Path | None) -> None:
 
 @app.command()
 def prepare(
-    suite: SuiteArgument, overrides: Overrides = None,
+    suite: Annotated[str | None, typer.Argument(help="A suite file, or its name in suites/.")] = None,
+    overrides: Overrides = None,
+    checkpoint: Annotated[list[str] | None, typer.Option(
+        "--checkpoint", metavar="NAME", help="Fetch this published checkpoint: `bench ls checkpoints`. Can be repeated.")] = None,
     leave_out: LeaveOut = False, data: Data = None, include: Include = None,
 ) -> None:
-    """Fetch data sets and pretrained weights that a suite needs, and decode its images: all that wants a network."""
+    """Fetch data sets, pretrained weights and published checkpoints, and decode images: all that wants a network."""
+    if checkpoint:
+        _fetch_checkpoints(checkpoint)
+    if suite is None:
+        if not checkpoint:
+            raise BadInput("say what for: `bench prepare SUITE`, or `bench prepare --checkpoint NAME`")
+        return
     from bench.registry import resolve
     from bench.run import open_images
     from bench.weights import FILES, download, missing, sentence
@@ -603,6 +672,18 @@ def prepare(
         opened = open_suite(suite, overrides, include=include, data=data)
     _decode(opened.runs, places, leave_out)
     console.print(f"{opened.name}: images and weights are ready")
+
+
+def _fetch_checkpoints(names: Sequence[str]) -> None:
+    from bench.catalogue import prepare as fetch
+    from bench.places import Places
+    from bench.terminal import Bars
+
+    places = Places.find()
+    with Bars("fetching") as bars:
+        for name in names:
+            path = fetch(name, places, progress=lambda done, total, name=name: bars(name, done, total or done))
+            notice.print(f"{name}: {path}", markup=False)
 
 
 @app.command()

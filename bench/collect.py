@@ -23,7 +23,7 @@ def records_file(places: Places, name: str) -> Path:
 def others(runs: Sequence[Run], places: Places, name: str) -> int:
     """How many recorded runs of this name have settings that the suite (with its overrides) does not ask for."""
     asked = {run.train_id for run in runs}
-    return sum(r.train_id not in asked for r in read_records(records_file(places, name)))
+    return sum(r.train_id not in asked and "checkpoint.name" not in r.fields for r in read_records(records_file(places, name)))
 
 
 def collect(name: str, runs: Sequence[Run], places: Places) -> list[Record]:

@@ -228,6 +228,18 @@ def measure_baselines(
         return measure_sanity(name, runs, asked, places, progress=bars, forget=forget)
 
 
+def measure_checkpoints(suite: Suite, places: Places, *, name: str | None = None, batch_size: int | None = None,
+                        debug: bool = False) -> list[Record]:
+    """The checkpoints of a suite that were trained elsewhere, on this machine; what is measured already is not measured
+    again. name: under which records are kept."""
+    from bench.checkpoint_records import BATCH
+    from bench.checkpoint_records import measure_checkpoints as measure
+
+    with Bars("measuring") as bars:
+        return measure(name or suite.name, suite.checkpoints(), suite.measurements(places, debug=debug), places,
+                       batch_size=batch_size or BATCH, progress=bars)
+
+
 # -- cancelling --------------------------------------------------------------------------------------------------------
 
 

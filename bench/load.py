@@ -338,6 +338,9 @@ def described(tokenizer: Tokenizer, image_size: int) -> tuple[dict[str, Any], di
         "grids": [list(g) for g in layout.grids], "bits_per_image": bits,
         "bits_per_pixel": None if bits is None else bits / image_size**2, "latent_size": " × ".join(map(str, shape)),
     }
+    if levels:
+        same = len(set(layout.vocab_sizes)) == 1
+        found["codebook_size"] = " × ".join(map(str, [levels, layout.vocab_sizes[0]] if same and levels > 1 else layout.vocab_sizes))
     total = sum(p.numel() for p in tokenizer.parameters())
     tables = tokenizer.quantizer.tables()
     total += sum(b[0] * b[1] for b, table in zip(books, tables, strict=False) if table is None)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from bench.binder import RESOURCES, SECTIONS, Binder, Draft, Where, explain, show
+from bench.binder import RESOURCES, SECTIONS, Binder, Draft, Measurement, Where, explain, show
+from bench.catalogue import CheckpointEntry, format_name, load_checkpoint
 from bench.errors import BadInput
 from bench.places import Places
 from bench.registry import did_you_mean
-from bench.report.spec import ReportSpec
+from bench.report.spec import ReportSpec, TableSpec
 from bench.resources import Resources
+from bench.results import Record
 from bench.run import Run
 from bench.spec import MISSING, ComponentSpec, Spec, bind, flatten
 from bench.yaml_lines import KeyPath, load_yaml, scalar
@@ -45,6 +48,9 @@ class SuiteFrame(Spec):
     resources: Resources = Resources()
     sanity: Annotated[tuple[str | dict[str, Any], ...], Field(
         description="baselines that are measured beside the runs: names, or mappings with a name and keywords")] = ()
+    checkpoints: Annotated[tuple[str | dict[str, Any], ...], Field(
+        description="trained elsewhere, measured beside the runs or instead of them: names of the list of published "
+                    "checkpoints, or mappings with checkpoint, format, label and tokenizer")] = ()
     report: ReportSpec = ReportSpec()
 
 
@@ -85,6 +91,12 @@ class Suite:
             raise BadInput(f"{file}: cannot be read ({error})") from error
         if not isinstance(data, dict):
             raise BadInput(f"{file}: a suite is a mapping with name, question, base, ...; see docs/suites.md")
+        return cls.of(data, str(file), lines, overrides, name=name)
+
+    @classmethod
+    def of(cls, data: dict[str, Any], file: str, lines: dict[KeyPath, int], overrides: Iterable[str] = (), *,
+           name: str | None = None) -> Suite:
+        """A suite from what a file says, or from what stands for one."""
         run_level = _apply_overrides(data, overrides, lines)
         if name is not None:
             data["name"] = name
@@ -99,14 +111,19 @@ class Suite:
             frame = SuiteFrame.model_validate_json(json.dumps(data), strict=True)
         except ValidationError as error:
             raise BadInput("\n".join(explain(error, SuiteFrame, (), data, where))) from None
-        return cls(frame, str(file), lines, run_level)
+        return cls(frame, file, lines, run_level)
 
     def expand(self, places: Places, *, debug: bool = False) -> list[Run]:
         """All runs, in the order written, duplicates of the command line's making joined. Reads listings of the
         data sets, no image. Raises BadInput with one line per problem."""
         problems: dict[str, None] = {}
         self._baselines(problems)
+        self._checkpoints(problems)
         drafts = self._drafts(problems)
+        if self.trains_nothing:
+            if problems:
+                raise BadInput("\n".join(problems))
+            return []
         binder = Binder(problems, places)
         runs: dict[str, Run] = {}
         for draft, label in zip(drafts, _labels(drafts), strict=True):
@@ -149,6 +166,51 @@ class Suite:
             except BadInput as error:
                 problems[str(error)] = None
         return tuple(bound)
+
+    @property
+    def trains_nothing(self) -> bool:
+        """Whether it is about checkpoints alone: it says of no tokenizer how to train it."""
+        return bool(self.frame.checkpoints) and "tokenizer" not in self.frame.base
+
+    def checkpoints(self) -> tuple[CheckpointEntry, ...]:
+        """What `checkpoints` asks for. Raises BadInput with one line per problem."""
+        problems: dict[str, None] = {}
+        entries = self._checkpoints(problems)
+        if problems:
+            raise BadInput("\n".join(problems))
+        return entries
+
+    def _checkpoints(self, problems: dict[str, None]) -> tuple[CheckpointEntry, ...]:
+        entries = []
+        for i, given in enumerate(self.frame.checkpoints):
+            where = self._at("checkpoints", i)
+            try:
+                data = {"checkpoint": given} if isinstance(given, str) else given
+                entries.append(entry := CheckpointEntry.model_validate_json(json.dumps(data), strict=True))
+                if entry.format is not None:
+                    format_name(entry.format)
+                elif entry.listed is None and re.fullmatch(r"[\w-]+", entry.checkpoint) and not Path(entry.checkpoint).exists():
+                    load_checkpoint(entry.checkpoint)
+            except ValidationError as error:
+                for line in explain(error, CheckpointEntry, ("checkpoints", i), data, lambda _, where=where: where):
+                    problems[line] = None
+            except BadInput as error:
+                problems[f"{where}: checkpoints.{i} = {show(given)}: {error}"] = None
+        return tuple(entries)
+
+    def measurements(self, places: Places, *, debug: bool = False) -> list[Measurement]:
+        """On which images, and for which values, checkpoints are measured: `dataset` and `measure` of the runs, each pair
+        once. Raises BadInput with one line per problem."""
+        problems: dict[str, None] = {}
+        binder = Binder(problems, places)
+        found: dict[str, Measurement | None] = {}
+        for draft in self._drafts(problems):
+            key = json.dumps([draft.data.get("dataset"), draft.data.get("measure")], default=str)
+            if key not in found:
+                found[key] = binder.measurement(draft, debug)
+        if problems:
+            raise BadInput("\n".join(problems))
+        return [one for one in found.values() if one is not None]
 
     def locate(self, run: Run, key: str | None, sentence: str) -> str:
         """A sentence about a setting of a run, with the file, the line, the dotted key and the value."""
@@ -237,6 +299,49 @@ class Suite:
             found = {k[n:]: Where(self.file, line) for k, line in self.lines.items() if k[:n] == path}
             self._found[path] = found or {(): Where("command line")}
         return self._found[path]
+
+
+#: what a checkpoint is asked for where nobody says more
+VALUES = ["psnr", "ssim", "lpips", "rfid", "usage", "perplexity"]
+
+
+def checkpoint_suite(checkpoints: Iterable[str], format: str | None, words: Sequence[str], name: str) -> Suite:
+    """A suite that measures these checkpoints and trains nothing.
+
+    words: maybe the name or file of a suite, whose images and values are then meant, and overrides; tokenizer.key=value
+    changes the checkpoints' tokenizers. Raises BadInput where nothing says on which images.
+    """
+    given = words[0] if words and "=" not in words[0] else None
+    overrides = list(words[1:] if given is not None else words)
+    question = "How well do these checkpoints reconstruct?"
+    if given is None:
+        base: dict[str, Any] = {"dataset": {}, "measure": {"values": VALUES}}
+        suite = Suite.of({"name": name, "question": question, "base": base}, "command line", {}, overrides, name=name)
+    else:
+        suite = Suite.load(given, overrides)
+    keywords: dict[str, Any] = {}
+    for key, value in suite.overrides.items():
+        section, *path = key.split(".")
+        if section == "tokenizer":
+            here = keywords
+            for part in path[:-1]:
+                here = here.setdefault(part, {})
+            here[path[-1]] = value
+    if given is None and not any(key.startswith("dataset.") or key == "dataset" for key in suite.overrides):
+        raise BadInput("on which images? Name a suite, or say dataset.name=imagenet dataset.image_size=256 (`bench ls datasets`)")
+    entries = tuple({"checkpoint": one, "format": format, "tokenizer": keywords} for one in checkpoints)
+    frame = suite.frame.model_copy(update={"name": name, "question": question, "checkpoints": entries, "sanity": ()})
+    return Suite(frame, suite.file, suite.lines, suite.overrides)
+
+
+def checkpoint_report(records: Iterable[Record]) -> ReportSpec:
+    """One table of checkpoints that no suite says how to show: what was measured, its price, and where the weights are."""
+    values = {v.name: None for r in records for v in r.values.values()}
+    known = [name for name in VALUES if name in values]
+    columns = (*known, *sorted(values.keys() - set(known)), "layout.bits_per_image", "layout.num_tokens",
+               "parameters.total", "provenance.weights")
+    table = TableSpec(name="checkpoints", rows=("checkpoint", "dataset", "dataset.image_size"), columns=columns)
+    return ReportSpec(tables=(table,))
 
 
 def find_suite(path: str | Path) -> Path:

@@ -44,7 +44,7 @@ LAYERS = [
      "bench.together", "bench.validate", "bench.verify", "bench.submissions", "bench.task"},
     {"bench.profile", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
     {"bench.throughput", "bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
-    {"bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},
+    {"bench.checkpoint_records", "bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},
     {"bench.plan", "bench.reporting"},
     {"bench.execute", "bench.failures", "bench.follow"},
     {"bench.drive", "bench.explain"},

@@ -18,7 +18,7 @@ from bench.report.ranking import mark_alike, mark_best
 from bench.report.spec import ColumnKey
 from bench.results import Record, Value
 
-STATIC = ("layout", "parameters")       # known of a run that failed, too
+STATIC = ("layout", "parameters", "provenance")     # known of a run that failed, too
 #: conditions that rows headed by the data set differ in by what the rows say
 OF_THE_DATA = {"test images", "images"}
 
@@ -200,6 +200,8 @@ def _property_column(key: ColumnKey, rows: Rows) -> Built:
         if found and len(numbers) == len(found):
             made = number_cell(numbers, show)
             return replace(made, text=show(made.number or 0.0)) if made.std == 0 else made
+        if found and str(found[0]).startswith("https://") and len(set(found)) == 1:
+            return Cell(found[0].rstrip("/").rpartition("/")[2], n=len(found), link=found[0])
         if found:
             return Cell("; ".join(dict.fromkeys(plain(x) for x in found)), n=len(found))
         return not_trained(group, rows) or Cell(DASH, mark="missing", notes=otherwise)

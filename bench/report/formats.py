@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 UP = "../../"       # reports/<suite>/ is two folders below the repository, which sources are relative to
 
 
+URL = ":/?#@!$&'()*+,;=%~"      # what an address may hold as it is
 MANY = 100          # rows from which a terminal's table is laid out by `Quick`
 RULED = "    \n    \n ── \n    \n ── \n ── \n    \n    \n"      # a rule below the headings and between sections
 
@@ -53,6 +54,7 @@ def to_markdown(table: Table) -> str:
 
     def number(cell: Cell) -> str:
         text = escape_markdown(cell.shown)
+        text = f"[{text}](<{quote(cell.link, safe=URL)}>)" if cell.link else text
         match cell.mark:
             case "best":
                 text = f"**{text}**"
@@ -95,6 +97,7 @@ def to_html(table: Table) -> str:
     def number(cell: Cell) -> str:
         tag = {"best": "b", "second": "u"}.get(cell.mark)
         shown = f"<{tag}>{e(cell.shown)}</{tag}>" if tag else e(cell.shown)
+        shown = f'<a href="{e(cell.link)}">{shown}</a>' if cell.link else shown
         classes = " ".join(filter(None, (cell.mark, "alike" * cell.alike, "doubtful" * cell.doubtful)))
         mark = f' class="{classes}"' if classes else ""
         raw = f' data-value="{cell.number!r}"' if cell.number is not None else ""
@@ -221,7 +224,7 @@ def to_csv(table: Table) -> str:
         for column, cell in zip(table.columns, row.cells, strict=True):
             signs = [DOUBTFUL] * cell.doubtful + [f"{ALIKE} not distinguishable from the best"] * cell.alike
             remark = "; ".join([*signs, *(sentences[m] for m in cell.notes)])
-            shown = repr(cell.number) if cell.number is not None else "" if not cell.n else safe(cell.text)
+            shown = repr(cell.number) if cell.number is not None else "" if not cell.n else safe(cell.link or cell.text)
             more = ["" if cell.std is None else repr(cell.std), str(cell.n)]
             line += [shown, *(more if column.kind == "value" else [safe(cell.text)]), safe(remark)]
         line.append("sanity" if row.sanity else "run")

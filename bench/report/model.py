@@ -9,13 +9,13 @@ Direction = Literal["higher", "lower", "none"]
 Mark = Literal["", "best", "second", "failed", "skipped", "missing"]
 Kind = Literal["value", "published", "difference"]
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
-SECTIONS = ("parameters", "cost", "layout", "monitors")
+SECTIONS = ("parameters", "cost", "layout", "monitors", "provenance")
 ALIKE = "≈"             # at a number whose runs cannot be told from the best row's
 DOUBTFUL = "(?)"        # after a number that a plausibility gate doubts
 
 
 def is_property(key: str) -> bool:
-    """A dotted key into a record: parameters.total, cost.seconds, layout.num_tokens, monitors.usage."""
+    """A dotted key into a record: parameters.total, cost.seconds, layout.num_tokens, monitors.usage, provenance.weights."""
     section, dot, _ = key.partition(".")
     return bool(dot) and section in SECTIONS
 
@@ -68,6 +68,7 @@ class Cell:
     notes: tuple[str, ...] = ()
     alike: bool = False                         # not distinguishable from the best over its runs
     doubtful: bool = False                      # a gate doubts it; its footnote says why
+    link: str | None = None                     # what the text stands for, on the network
 
     @property
     def shown(self) -> str:
