@@ -18,6 +18,7 @@ from bench.terminal import console, notice
 if TYPE_CHECKING:
     from bench.places import Places
     from bench.plan import Planned
+    from bench.points import PointsSuite
     from bench.run import Run
     from bench.suite import Suite
 
@@ -91,6 +92,36 @@ def open_suite(
     return Opened(loaded, runs, places, tuple(words))
 
 
+def _points(suite: str, overrides: list[str] | None) -> PointsSuite | None:
+    """Where the file says `task: points`; such a suite takes no overrides."""
+    from bench.points import points_suite
+
+    found = points_suite(suite)
+    if found is not None and overrides:
+        raise BadInput(f"{suite}: a suite of points takes no settings from the command line; change its file")
+    return found
+
+
+def _run_points(suite: PointsSuite, reports: Path | None, as_json: bool) -> None:
+    from bench.places import Places
+    from bench.points import run_points
+    from bench.report.points import render_points
+
+    places = Places.find(reports=reports)
+    with console.status("", spinner="dots") as status:
+        traces = run_points(suite, lambda title, step, of: status.update(f"{title}: step {step:,} of {of:,}"))
+        status.update("drawing")
+        paths = render_points(suite.name, suite.question, traces, places.reports)
+    if as_json:
+        print(json.dumps({"suite": suite.name, "files": [_relative(p) for p in paths],
+                          "used": {t.title: int(t.used[-1]) for t in traces}}, indent=1))
+        return
+    for trace in traces:
+        console.print(f"{trace.title:<22} {trace.used[-1]:>3} of {trace.size} codes used, squared error {trace.error:.4f}",
+                      markup=False, highlight=False)
+    console.print(f"report: {_relative(places.reports / suite.name)}/ ({_names(paths, places.reports / suite.name)})", highlight=False)
+
+
 def matching(runs: Sequence[Run], only: Sequence[str] | None) -> list[Run]:
     """Runs that any of the patterns names. Raises BadInput for a pattern that names none."""
     if not only:
@@ -153,6 +184,11 @@ def check(
     suite: SuiteArgument, overrides: Overrides = None, data: Data = None, include: Include = None, as_json: AsJson = False
 ) -> None:
     """Validate a suite completely: keys, types, and one build of each tokenizer on the meta device."""
+    if points := _points(suite, overrides):
+        from bench.suite import find_suite
+
+        console.print(f"{find_suite(suite)}: {len(points.quantizers)} quantizers; all is well", highlight=False)
+        return
     opened = open_suite(suite, overrides, include=include, data=data)
     skipped, parameters = _check(opened)
     if as_json:
@@ -249,6 +285,10 @@ def run(
 ) -> None:
     """Train and measure what is missing of a suite, then print its tables. The same command continues a stopped one."""
     from bench.plan import TO_RUN
+
+    if points := _points(suite, overrides):
+        _run_points(points, reports, as_json)
+        return
 
     _drive(TO_RUN, suite, overrides, launcher, jobs, wait, leave_out, track, only, debug, name, include, as_json,
            results=results, reports=reports, runs=runs, data=data)

@@ -91,6 +91,9 @@ class Suite:
             raise BadInput(f"{file}: cannot be read ({error})") from error
         if not isinstance(data, dict):
             raise BadInput(f"{file}: a suite is a mapping with name, question, base, ...; see docs/suites.md")
+        if data.get("task") == "points":
+            raise BadInput(f"{file}: a suite of points has no runs, and its report is made by `bench run`; `bench check` "
+                           "and `bench run` know it, other commands do not")
         return cls.of(data, str(file), lines, overrides, name=name)
 
     @classmethod
@@ -319,19 +322,33 @@ def checkpoint_suite(checkpoints: Iterable[str], format: str | None, words: Sequ
         suite = Suite.of({"name": name, "question": question, "base": base}, "command line", {}, overrides, name=name)
     else:
         suite = Suite.load(given, overrides)
-    keywords: dict[str, Any] = {}
-    for key, value in suite.overrides.items():
-        section, *path = key.split(".")
-        if section == "tokenizer":
-            here = keywords
-            for part in path[:-1]:
-                here = here.setdefault(part, {})
-            here[path[-1]] = value
+    keywords = _keywords(suite.overrides)
     if given is None and not any(key.startswith("dataset.") or key == "dataset" for key in suite.overrides):
         raise BadInput("on which images? Name a suite, or say dataset.name=imagenet dataset.image_size=256 (`bench ls datasets`)")
     entries = tuple({"checkpoint": one, "format": format, "tokenizer": keywords} for one in checkpoints)
     frame = suite.frame.model_copy(update={"name": name, "question": question, "checkpoints": entries, "sanity": ()})
     return Suite(frame, suite.file, suite.lines, suite.overrides)
+
+
+def tokenizer_keywords(words: Sequence[str]) -> dict[str, Any]:
+    """tokenizer.quantizer.name=vq ... as a suite writes it. Raises BadInput for any other setting."""
+    written = _apply_overrides({}, words, {})
+    if other := [key for key in written if not key.startswith("tokenizer.")]:
+        raise BadInput(f"command line: {other[0]}: only settings of the tokenizer can be given here, as tokenizer.key=value")
+    return _keywords(written)
+
+
+def _keywords(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Dotted keys below `tokenizer` as nested mappings."""
+    keywords: dict[str, Any] = {}
+    for key, value in overrides.items():
+        section, *path = key.split(".")
+        if section == "tokenizer" and path:
+            here = keywords
+            for part in path[:-1]:
+                here = here.setdefault(part, {})
+            here[path[-1]] = value
+    return keywords
 
 
 def checkpoint_report(records: Iterable[Record]) -> ReportSpec:

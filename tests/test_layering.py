@@ -18,8 +18,8 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "binder", "catalogue", "checked", "cli", "cli_numbers", "cli_profile", "collect", "compare", "curves", "diagnostics", "download", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
-    "image_files", "jobs", "launch", "npz", "places", "plan", "preflight", "protocol", "provenance", "published", "registry", "reporting", "resources", "results", "run",
+    "binder", "catalogue", "checked", "cli", "cli_checkpoints", "cli_numbers", "cli_profile", "collect", "compare", "curves", "diagnostics", "download", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
+    "image_files", "jobs", "launch", "npz", "places", "plan", "points", "preflight", "protocol", "provenance", "published", "registry", "reporting", "resources", "results", "run",
     "runs", "scheduler", "schema", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal", "timings",
     "verify", "weights", "yaml_lines"))}
 TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
@@ -45,11 +45,11 @@ LAYERS = [
     {"bench.profile", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
     {"bench.throughput", "bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
     {"bench.checkpoint_records", "bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},
-    {"bench.plan", "bench.reporting"},
+    {"bench.plan", "bench.points", "bench.reporting"},
     {"bench.execute", "bench.failures", "bench.follow"},
     {"bench.drive", "bench.explain"},
     {"bench.cli"},
-    {"bench.cli_numbers"},
+    {"bench.cli_numbers", "bench.cli_checkpoints"},
     {"bench.cli_profile"},
     {"bench.__main__"},
 ]
@@ -145,7 +145,8 @@ def test_files_import_from_lower_layers_only() -> None:
 
 
 def test_nothing_imports_the_command_line() -> None:
-    assert {name for name in FILES if "bench.cli" in ours(name)} == {"bench.__main__", "bench.cli_numbers", "bench.cli_profile"}
+    assert {name for name in FILES if "bench.cli" in ours(name)} == {
+        "bench.__main__", "bench.cli_checkpoints", "bench.cli_numbers", "bench.cli_profile"}
     assert {name for name in FILES if "bench.cli_numbers" in ours(name)} == {"bench.__main__", "bench.cli_profile"}
     assert [name for name in FILES if "bench.cli_profile" in ours(name)] == ["bench.__main__"]
 
