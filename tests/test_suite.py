@@ -560,8 +560,9 @@ def test_defaults_are_what_their_annotation_says(kind: str, name: str) -> None:
         if keyword.default is not REQUIRED:
             written = json.loads(json.dumps(keyword.default))
             bound = bind_value(keyword.annotation, keyword.text, written, (key,), fail)
-            if isinstance(bound, ComponentSpec):            # the name of a part: bound where it is left out, too
-                assert bound.name == keyword.default, key
+            if isinstance(bound, ComponentSpec):            # a component, or its name: bound where it is left out, too
+                default = keyword.default
+                assert bound.name == (default["name"] if isinstance(default, dict) else default), key
                 continue
             assert bound == keyword.default and type(bound) is type(keyword.default), key
 
