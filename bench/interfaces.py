@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from bench.errors import Incompatible as Incompatible
-from bench.types import Batch, QuantizerOutput, TokenizerOutput, TokenLayout, Update
+from bench.types import Batch, QuantizerOutput, Stages, TokenizerOutput, TokenLayout, Update
 from bench.types import LatentShape as LatentShape
 
 
@@ -22,6 +22,7 @@ class Quantizer(nn.Module, ABC):
     layout: TokenLayout                         # set in __init__
     input_dim: int                              # width it wants from the encoder
     output_dim: int                             # width it hands to the decoder
+    stages: Stages | None = None                # set in __init__ where `lookup_stages` can take `lookup` apart
 
     @abstractmethod
     def forward(self, latents: Tensor) -> QuantizerOutput:
@@ -31,6 +32,10 @@ class Quantizer(nn.Module, ABC):
         """codes [B, N, L] -> quantized [B, P, output_dim]; what `forward` hands to the decoder in eval."""
         raise NotImplementedError(f"{type(self).__name__} has no codes")
 
+    def lookup_stages(self, codes: Tensor, chosen: Collection[int]) -> Tensor:
+        """`lookup` of these of its `stages` alone, counted from 0; zero stands for the others. All of them: `lookup`."""
+        raise Incompatible(f"{type(self).__name__} is not made of levels, scales or groups that can be decoded alone")
+
     def codebooks(self) -> tuple[Tensor, ...]:
         """Effective table per level, each [K, D]; () where codes are implicit (FSQ, LFQ, KL)."""
         return ()
@@ -38,10 +43,6 @@ class Quantizer(nn.Module, ABC):
     def tables(self) -> tuple[nn.Parameter | None, ...]:
         """Learned parameter behind each level's codebook, whose rows are codes; None where none is learned."""
         return (None,) * len(self.layout.vocab_sizes)
-
-    def fixed_codes(self) -> int:
-        """How many numbers of the codebooks are in no learned table."""
-        return sum(book.numel() for book, table in zip(self.codebooks(), self.tables(), strict=False) if table is None)
 
     def fixed_codes(self) -> int:
         """How many numbers of the codebooks are in no learned table."""

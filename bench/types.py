@@ -53,6 +53,16 @@ class TokenLayout:
         return len(self.grids) if self.separate else 1
 
 
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What a quantizer's `lookup` is the sum of: levels of a residual, scales, groups of channels."""
+
+    count: int
+    name: str                                   # of one: "level", "scale", "group"
+    refine: bool                                # each adds what those before it left over; else they stand side by side
+    grids: bool = False                         # one per grid of the layout, not an equal part of the levels each
+
+
 @dataclass(slots=True)
 class QuantizerOutput:
     quantized: Tensor                           # [B, P, output_dim], differentiable to the encoder
@@ -67,7 +77,6 @@ class TokenizerOutput:
     quantized: Tensor                           # [B, P, output_dim]
     codes: Tensor | None                        # [B, N, L]
     losses: dict[str, Tensor] = field(default_factory=dict)     # quantizer's and tokenizer's own
-    log_scale: Tensor | None = None             # [B, 3, H, W], where the decoder gives a distribution (logit-Laplace's ln b)
     log_scale: Tensor | None = None             # [B, 3, H, W], where the decoder gives a distribution (logit-Laplace's ln b)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from itertools import combinations
 from typing import Literal
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.interfaces import Incompatible, Quantizer
 from bench.registry import register
-from bench.types import LatentShape, QuantizerOutput, TokenLayout
+from bench.types import LatentShape, QuantizerOutput, Stages, TokenLayout
 from implementations.search.combine import Draws, total_losses, with_codes, without_learning
 from implementations.search.precision import without_autocast
 
@@ -70,6 +71,7 @@ class Grouped(Quantizer):
         inner = self.parts[0]
         self.input_dim, self.output_dim = groups * inner.input_dim, groups * inner.output_dim
         self.layout = TokenLayout(inner.layout.num_tokens, inner.layout.vocab_sizes * groups, inner.layout.grids)
+        self.stages = Stages(groups, "group", refine=False)
         self.loss_weights = dict(inner.loss_weights)
         if disentangle:
             if "disentangle" in self.loss_weights:
@@ -92,8 +94,14 @@ class Grouped(Quantizer):
         return QuantizerOutput(torch.cat(quantized, -1).to(latents.dtype), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        parts = codes.chunk(self.groups, -1)
-        return torch.cat([self._part(i).lookup(part) for i, part in enumerate(parts)], -1)
+        return torch.cat(self._groups(codes), -1)
+
+    def lookup_stages(self, codes: Tensor, chosen: Collection[int]) -> Tensor:
+        parts = self._groups(codes)
+        return torch.cat([part if i in chosen else torch.zeros_like(part) for i, part in enumerate(parts)], -1)
+
+    def _groups(self, codes: Tensor) -> list[Tensor]:
+        return [self._part(i).lookup(part) for i, part in enumerate(codes.chunk(self.groups, -1))]
 
     def codebooks(self) -> tuple[Tensor, ...]:
         return tuple(book for i in range(self.groups) for book in self._part(i).codebooks())

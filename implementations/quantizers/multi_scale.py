@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Collection
+from functools import partial, reduce
+from itertools import accumulate
+from operator import add
 from typing import Literal
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from bench.interfaces import Incompatible, Quantizer
 from bench.registry import register
-from bench.types import LatentShape, QuantizerOutput, TokenLayout
+from bench.types import LatentShape, QuantizerOutput, Stages, TokenLayout
 from implementations.search.combine import straight_through, total_losses, with_codes
 from implementations.search.precision import without_autocast
 
@@ -78,6 +81,7 @@ class MultiScale(Quantizer):
         self.grids = tuple(tuple(-(-side * n // longest) for n in latent.grid) for side in sides)
         self.input_dim = self.output_dim = inner.input_dim
         self.layout = TokenLayout(sum(h * w for h, w in self.grids), inner.layout.vocab_sizes, self.grids)
+        self.stages = Stages(len(sides), "scale", refine=True, grids=True)
         kinds = {"shared": 1, "partial": phi_count, "separate": len(sides), "none": 0}[phi] if phi_ratio else 0
         self.phi = nn.ModuleList(nn.Conv2d(self.input_dim, self.input_dim, 3, padding=1) for _ in range(kinds))
         self.phi_of = [nearest_tick(i, len(sides), kinds) for i in range(len(sides))] if kinds else []
@@ -111,16 +115,14 @@ class MultiScale(Quantizer):
     def partial_sums(self, codes: Tensor) -> list[Tensor]:
         """codes [B, N, inner levels], or of the first scales only -> [B, P, D] after each of them: the image as it
         looks at 1, 2, ... scales."""
-        sums: list[Tensor] = []
-        start = 0
         with without_autocast(codes):
-            for scale, (h, w) in enumerate(self.grids):
-                if start == codes.shape[1]:
-                    break
-                part = self._on_grid(codes[:, start : start + h * w], scale)
-                sums.append(sums[-1] + part if sums else part)
-                start += h * w
-        return [rearrange(f_hat, "b d h w -> b (h w) d") for f_hat in sums]
+            there = [scale for scale in range(len(self.grids)) if self._first(scale) < codes.shape[1]]
+            sums = accumulate((self._added(codes, scale) for scale in there), add)
+            return [rearrange(f_hat, "b d h w -> b (h w) d") for f_hat in sums]
+
+    def lookup_stages(self, codes: Tensor, chosen: Collection[int]) -> Tensor:
+        with without_autocast(codes):
+            return rearrange(reduce(add, (self._added(codes, scale) for scale in sorted(chosen))), "b d h w -> b (h w) d")
 
     def codebooks(self) -> tuple[Tensor, ...]:
         return self.inner.codebooks()
@@ -133,6 +135,13 @@ class MultiScale(Quantizer):
 
     def after_step(self, step: int) -> None:
         self.inner.after_step(step)
+
+    def _first(self, scale: int) -> int:
+        """The first token of a scale."""
+        return sum(h * w for h, w in self.grids[:scale])
+
+    def _added(self, codes: Tensor, scale: int) -> Tensor:
+        return self._on_grid(codes[:, self._first(scale) : self._first(scale + 1)], scale)
 
     def _on_grid(self, codes: Tensor, scale: int) -> Tensor:
         """codes [B, h_s w_s, L] of one scale -> what it adds [B, D, h, w]."""

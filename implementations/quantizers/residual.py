@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Collection
+from functools import partial, reduce
+from itertools import accumulate
+from operator import add
 from typing import Literal
 
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 
 from bench.interfaces import Incompatible, Quantizer
 from bench.registry import register
-from bench.types import LatentShape, QuantizerOutput, TokenLayout
+from bench.types import LatentShape, QuantizerOutput, Stages, TokenLayout
 from implementations.search.combine import Draws, straight_through, total_losses, with_codes, without_learning
 from implementations.search.precision import without_autocast
 
@@ -81,6 +84,7 @@ class Residual(Quantizer):
         self.parts = nn.ModuleList(parts)
         self.input_dim = self.output_dim = inner.input_dim
         self.layout = TokenLayout(inner.layout.num_tokens, inner.layout.vocab_sizes * levels, inner.layout.grids)
+        self.stages = Stages(levels, "level", refine=True)
         self.loss_weights = dict(inner.loss_weights)
         self.levels, self.gradient, self.loss_reduction, self.shrink = levels, gradient, loss_reduction, shrink
         self.dropout, self.fewest_levels, self.dropout_multiple = dropout, fewest_levels, dropout_multiple
@@ -109,12 +113,19 @@ class Residual(Quantizer):
     def partial_sums(self, codes: Tensor) -> list[Tensor]:
         """codes [B, N, levels * inner levels], or of the first levels only -> [B, P, D] after each of them: the
         image as it looks at 1, 2, ... levels."""
-        sums: list[Tensor] = []
-        width = len(self.layout.vocab_sizes) // self.levels
-        for level, part in enumerate(codes.split(width, -1)):
-            q = self._scaled(self._part(level).lookup(part), level)
-            sums.append(sums[-1] + q if sums else q)
-        return sums
+        return list(accumulate((self._added(codes, level) for level in range(codes.shape[-1] // self._width)), add))
+
+    def lookup_stages(self, codes: Tensor, chosen: Collection[int]) -> Tensor:
+        return reduce(add, (self._added(codes, level) for level in sorted(chosen)))
+
+    @property
+    def _width(self) -> int:
+        """Codes of one level."""
+        return len(self.layout.vocab_sizes) // self.levels
+
+    def _added(self, codes: Tensor, level: int) -> Tensor:
+        part = codes[..., level * self._width : (level + 1) * self._width]
+        return self._scaled(self._part(level).lookup(part), level)
 
     def codebooks(self) -> tuple[Tensor, ...]:
         return tuple(self._scaled(book, i) for i in range(self.levels) for book in self._part(i).codebooks())
