@@ -1,7 +1,8 @@
 """Index backpropagation (IBQ): every code gets a gradient, streamed over row blocks with recomputation in the backward.
 
 The N x K probabilities are needed by definition of the gradient. They live one block of rows at a time: the forward
-keeps the latents, the table and the codes, and the backward computes the logits once more.
+keeps the latents, the table and the codes, and the backward computes the logits once more. All blocks use the same
+memory: allocated anew each time, they would pile up in the heap.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from implementations.search.nearest import largest_product
+from implementations.search.statistics import add_rows
 
-BLOCK_BYTES = 4 * 2**20             # one of the tables [rows, K] of a block; at most four of them are alive
+BLOCK_BYTES = 4 * 2**20             # one of the tables [rows, K] of a block; three of them are alive
 BLOCK_BYTES_CUDA = 128 * 2**20
 
 
 def _rows(z: Tensor, codes: int) -> int:
-    return max(1, (BLOCK_BYTES_CUDA if z.is_cuda else BLOCK_BYTES) // (z.element_size() * codes))
+    return max(1, min(len(z), (BLOCK_BYTES_CUDA if z.is_cuda else BLOCK_BYTES) // (z.element_size() * codes)))
 
 
 class _IndexBackprop(torch.autograd.Function):
@@ -30,9 +32,12 @@ class _IndexBackprop(torch.autograd.Function):
         error = (z - q).square().mean()
         sample, mean = z.new_zeros(()), z.new_zeros(len(table))
         if entropy_temperature is not None:
-            for rows in z.split(_rows(z, len(table))):
-                log_p = (rows @ table.T).div_(entropy_temperature).log_softmax(1)
-                p = log_p.exp()
+            size = _rows(z, len(table))
+            memory = z.new_empty(2, size, len(table))
+            for rows in z.split(size):
+                a, b = memory[:, : len(rows)]                               # [rows, K] each
+                log_p = torch.log_softmax(torch.mm(rows, table.T, out=a).div_(entropy_temperature), 1, out=b)
+                p = torch.exp(log_p, out=a)
                 mean += p.sum(0)
                 sample -= p.mul_(log_p).sum()
             sample /= len(z)
@@ -49,20 +54,21 @@ class _IndexBackprop(torch.autograd.Function):
         grad_h = torch.addcmul(grad_q, residual, grad_joint, value=-1)      # at h E: from the decoder and from `joint`
         grad_z = residual * (grad_joint + grad_commitment)
         grad_table = torch.zeros_like(table)
-        grad_table.index_add_(0, codes, torch.addcmul(grad_h, residual, grad_codebook, value=-1))
+        add_rows(grad_table, codes, torch.addcmul(grad_h, residual, grad_codebook, value=-1))
         size = _rows(z, len(table))
+        memory = z.new_empty(3, size, len(table))
         for rows, upper, lower in zip(z.split(size), grad_h.split(size), grad_z.split(size), strict=True):
-            logits = rows @ table.T                                         # [rows, K]
+            a, b, c = memory[:, : len(rows)]                                # [rows, K] each
+            logits = torch.mm(rows, table.T, out=a)
             grad_logits = None
             if ctx.entropy_temperature is not None:
-                log_p = (logits / ctx.entropy_temperature).log_softmax(1)
-                p = log_p.exp()
+                log_p = torch.log_softmax(torch.div(logits, ctx.entropy_temperature, out=b), 1, out=c)
+                p = torch.exp(log_p, out=b)
                 inner = log_p.mul_(-grad_sample).add_(grad_mean)
                 inner -= torch.linalg.vecdot(p, inner)[:, None]
                 grad_logits = p.mul_(inner).div_(len(z) * ctx.entropy_temperature)
-                del log_p, inner
-            p = logits.div_(ctx.temperature).softmax(1)
-            inner = upper @ table.T                                         # d loss / d h, so d / d p
+            p = torch.softmax(logits.div_(ctx.temperature), 1, out=c)
+            inner = torch.mm(upper, table.T, out=a)                         # d loss / d h, so d / d p
             inner -= torch.linalg.vecdot(p, inner)[:, None]
             through_p = p.mul_(inner).div_(ctx.temperature)
             grad_logits = through_p if grad_logits is None else grad_logits.add_(through_p)
