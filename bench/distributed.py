@@ -138,7 +138,7 @@ class _MeanAcross(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         # Mean in the backward too: after `average_gradients` the result is the gradient of the global function.
-        return sum_across(gradient) / world_size()
+        return mean_across(gradient)            # differentiable again, for a gradient penalty
 
 
 def mean_across(value: Tensor) -> Tensor:

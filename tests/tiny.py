@@ -19,7 +19,8 @@ torch.set_num_threads(1)
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
 #: what fills a required keyword that wants a component of a kind
-SIMPLEST = {"quantizer": {"name": "vq", "codebook_size": 16, "codebook_dim": 4}}
+SIMPLEST = {"quantizer": {"name": "vq", "codebook_size": 16, "codebook_dim": 4},
+            "discriminator": {"name": "patch", "width": 4, "layers": 2}}
 #: keywords that make a component small, where it has them
 SMALL = {"hidden": 8, "width": 8, "codebook_size": 16, "codebook_dim": 4}
 MONITORS = ("codebook_usage", "codebook_gradients", "codebook_norms", "quantization_error")
