@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.build import build_model
 from bench.registry import available, signature
-from bench.spec import ComponentSpec, LoopSettings, TrainSpec
+from bench.spec import ComponentSpec, LoopSettings, OptimizerSpec, TrainSpec
 from bench.train import TrainState, train
 from bench.types import Batch
 
@@ -34,6 +34,7 @@ def spec_of(name: str, quantizer: str | None, objective: str = "reconstruction",
     given = {
         "dataset": small("dataset", "photos", image_size=SIZE), "model": small("tokenizer", name, **keywords),
         "objective": small("objective", objective), "steps": 2, "batch_size": 4,
+        "optimizers": {player: OptimizerSpec(lr=1e-3) for player in ("tokenizer", "discriminator")},
     }
     return train_spec(**given | changes)
 
