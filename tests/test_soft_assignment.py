@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bench.interfaces import Incompatible
+from bench.stopwatch import extra_memory
 from bench.types import LatentShape
 from implementations.quantizers.ibq import IBQ
 from implementations.quantizers.sinkhorn import Sinkhorn, moved_centers
@@ -215,6 +216,25 @@ def test_works_alone_with_a_training_step(make: type) -> None:
         quantizer.after_step(step)
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("what", ["index_backprop", "sinkhorn_codes"])
+def test_extra_memory_does_not_grow_with_the_table(what: str) -> None:
+    """Of 512 x 16384, 32 MiB a table: blocks of rows have to share their memory."""
+    z, e = normal(512, 4, seed=11).requires_grad_(), normal(16384, 4, seed=12).requires_grad_()
+
+    def call() -> None:
+        if what == "sinkhorn_codes":
+            sinkhorn_codes(z.detach(), e.detach(), epsilon=10.0, iterations=3, cost="standardized", stabilizer=1e-8)
+            return
+        q, _, losses, (sample, mean) = index_backprop(z, e, 1.0, 0.01)
+        torch.autograd.grad(q.sum() + sum(losses) + sample + mean.square().sum(), (z, e))
+
+    call()
+    need, how = extra_memory(call, torch.device("cpu"))
+    if need is None:
+        pytest.skip(how)
+    assert need <= 32 * 2**20, f"{need / 2**20:.0f} MiB"
 
 
 def work(rank: int, world: int, folder: Path) -> None:
