@@ -7,6 +7,7 @@ import sys
 
 def main() -> None:
     """Entry point of the console script and of `python -m bench`."""
+    import bench.cli_checkpoints
     import bench.cli_numbers
     import bench.cli_profile  # noqa: F401
     from bench.cli import app

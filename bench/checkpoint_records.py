@@ -84,6 +84,8 @@ def measure_checkpoints(
                 if images is None:
                     images = _images(measurement, places)
                 record = _measured(row, known, images, places, batch_size, device, progress)
+            if twin := next((r for r in done if r.train_id == record.train_id), None):
+                raise BadInput(f"{twin.label} and {record.label} are the same checkpoint with the same keywords; leave one out")
             done.append(record)
             kept = [r for r in known.values() if r.train_id != record.train_id and not _placeholder_of(r, record)]
             write_records(path, [*kept, record])

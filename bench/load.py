@@ -52,6 +52,7 @@ class PretrainedTokenizer(nn.Module):
     def __init__(self, opened: Opened) -> None:
         super().__init__()
         self.tokenizer, self.model, self.image_size = opened.tokenizer, opened.model, opened.image_size
+        self.eval()
 
     @property
     def layout(self) -> TokenLayout:
