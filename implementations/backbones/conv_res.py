@@ -63,7 +63,7 @@ class AdaptiveGroupNorm(nn.Module):
         self.beta = nn.Linear(condition_channels, channels)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        values = condition.float().flatten(2)                                           # [B, D, P]
+        values = condition.to(self.gamma.weight.dtype).flatten(2)       # [B, D, P]; not in half precision
         gamma = self.gamma((values.var(2) + EPSILON).sqrt())
         beta = self.beta(values.mean(2))
         return F.group_norm(x, GROUPS, eps=EPSILON) * gamma[..., None, None] + beta[..., None, None]
