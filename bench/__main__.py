@@ -9,7 +9,8 @@ def main() -> None:
     """Entry point of the console script and of `python -m bench`."""
     import bench.cli_checkpoints
     import bench.cli_numbers
-    import bench.cli_profile  # noqa: F401
+    import bench.cli_profile
+    import bench.cli_share  # noqa: F401
     from bench.cli import app
     from bench.errors import BadInput
 

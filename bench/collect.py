@@ -15,6 +15,8 @@ from bench.run import Run
 from bench.runs import RunFolder
 from bench.suite import Suite, find_suite
 
+CURVE_COLUMNS = ("train_id", "label", "step", "name", "value")
+
 
 def records_file(places: Places, name: str) -> Path:
     return places.results / name / "records.jsonl"
@@ -51,27 +53,33 @@ def collect(name: str, runs: Sequence[Run], places: Places) -> list[Record]:
 
 def _collect_curves(path: Path, runs: Sequence[Run], places: Places, known: set[str]) -> None:
     """results/<suite>/curves.parquet: 200 points a run and name; only where it stays under 1 MiB."""
-    import io
-
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from bench.curves import read_curves, thinned
 
-    columns = ("train_id", "label", "step", "name", "value")
     rows: dict[str, list[tuple]] = {}
     if path.is_file():
         table = pq.read_table(path).to_pydict()
-        for row in zip(*(table[c] for c in columns), strict=True):
+        for row in zip(*(table[c] for c in CURVE_COLUMNS), strict=True):
             rows.setdefault(row[0], []).append(row)
     for run in runs:
         points = thinned(read_curves(RunFolder(places.runs, run.train_id).curves))
         if points:
             rows[run.train_id] = [(run.train_id, run.label, *p) for p in points]
-    everything = [row for train_id in sorted(rows) if train_id in known for row in rows[train_id]]
-    if not everything:
-        return
-    arrays = dict(zip(columns, zip(*everything, strict=True), strict=True))
+    everything = [row for train_id in sorted(rows) if train_id.partition("~")[0] in known for row in rows[train_id]]
+    if everything and len(content := packed_curves(everything)) < 2**20:
+        replace_file(path, content)
+
+
+def packed_curves(rows: Sequence[tuple]) -> bytes:
+    """A parquet of (train_id, label, step, name, value); of a run that others have trained too, also under
+    <train_id>~<digest of the training>."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays = dict(zip(CURVE_COLUMNS, zip(*rows, strict=True), strict=True))
     table = pa.table({
         "train_id": pa.array(arrays["train_id"]).dictionary_encode(), "label": pa.array(arrays["label"]).dictionary_encode(),
         "step": pa.array(arrays["step"], pa.int64()), "name": pa.array(arrays["name"]).dictionary_encode(),
@@ -79,8 +87,7 @@ def _collect_curves(path: Path, runs: Sequence[Run], places: Places, known: set[
     })
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
-    if buffer.tell() < 2**20:
-        replace_file(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def remember_suite(suite: Suite, places: Places) -> None:

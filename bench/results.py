@@ -9,12 +9,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from bench.errors import BadInput
 from bench.files import replace_file
 from bench.places import Places
 from bench.registry import did_you_mean, signature
+from bench.versions import join
 
 if TYPE_CHECKING:
     import pandas
@@ -113,6 +121,17 @@ class Record(Frozen):
     monitors: dict[str, float | None] = {}  # last logged scalars; None: was not finite
     cost: dict[str, float | None] = {}      # seconds, images_per_second, peak_memory_bytes, ...
     provenance: dict[str, Any] = {}         # commit, dirty, versions, device, finished (ISO date), ...
+    others: tuple[Record, ...] = ()         # other people's results for this identity, where they are not the same
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`others` is written only where there are some."""
+        return {k: v for k, v in write(self).items() if k != "others" or v}
+
+    @property
+    def versions(self) -> tuple[Record, ...]:
+        """This one first."""
+        return (self, *self.others)
 
     @property
     def trained(self) -> bool:
@@ -127,7 +146,8 @@ def union(*sources: Iterable[Record]) -> list[Record]:
     """All runs of all sources, once each, sorted by train_id.
 
     Of two records of one run the later one wins, except that a trained one is never replaced by a failed or
-    skipped one. Values that the winner lacks, or could not measure, are kept from the other.
+    skipped one. Values that the winner lacks, or could not measure, are kept from the other. Of a record that holds
+    results of several people nothing is replaced: bench/versions.py.
     """
     runs: dict[str, Record] = {}
     for source in sources:
@@ -137,7 +157,18 @@ def union(*sources: Iterable[Record]) -> list[Record]:
     return [runs[train_id] for train_id in sorted(runs)]
 
 
+def merge(sources: Iterable[tuple[str, Iterable[Record]]]) -> list[Record]:
+    """All runs of all sources (name or '', records), sorted by train_id; whatever differs is kept, and whose it is."""
+    runs: dict[str, list[tuple[Record, str]]] = {}
+    for name, records in sources:
+        for record in records:
+            runs.setdefault(record.train_id, []).append((record, name))
+    return [join(runs[train_id]) for train_id in sorted(runs)]
+
+
 def _merged(earlier: Record, later: Record) -> Record:
+    if earlier.others or later.others:
+        return earlier if earlier == later else join([(earlier, ""), (later, "")])
     winner, loser = (earlier, later) if earlier.trained and not later.trained else (later, earlier)
     values = dict(winner.values)
     for value_id, value in loser.values.items():
@@ -161,6 +192,11 @@ def read_records(path: Path) -> list[Record]:
         return []
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_records(content, str(path))
+
+
+def parse_records(content: bytes, path: str) -> list[Record]:
+    """As `read_records`, of the content of a file that errors call `path`."""
     records: list[Record] = []
     seen: set[bytes] = set()
     for number, line in enumerate(content.split(b"\n"), start=1):
@@ -214,9 +250,10 @@ def _plain(record: Record) -> dict[str, Any]:
         return item
 
     data: dict[str, Any] = clean(record.model_dump(), "")
-    for value in data["values"].values():
-        if value["number"] is None and value["reason"] is None:
-            value["reason"] = "no number and no reason were recorded"
+    for version in (data, *data.get("others", ())):
+        for value in version["values"].values():
+            if value["number"] is None and value["reason"] is None:
+                value["reason"] = "no number and no reason were recorded"
     if lost:
         known = data["provenance"].get("not_finite", {})
         data["provenance"] = {**data["provenance"], "not_finite": {**known, **lost}}

@@ -18,10 +18,10 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "binder", "catalogue", "checked", "cli", "cli_checkpoints", "cli_numbers", "cli_profile", "collect", "compare", "curves", "diagnostics", "download", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
+    "binder", "catalogue", "checked", "cli", "cli_checkpoints", "cli_numbers", "cli_profile", "cli_view", "collect", "compare", "curves", "diagnostics", "download", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
     "image_files", "jobs", "launch", "npz", "places", "plan", "points", "preflight", "protocol", "provenance", "published", "registry", "reporting", "resources", "results", "run",
-    "runs", "scheduler", "schema", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal", "timings",
-    "verify", "weights", "yaml_lines"))}
+    "runs", "scheduler", "schema", "share", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal", "timings",
+    "verify", "versions", "weights", "yaml_lines", "cli_share"))}
 TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets", "bench.trackers"))}
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
 CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
@@ -35,22 +35,22 @@ LAYERS = [
     {"bench.errors", "bench.stopping", "bench.scheduler", "bench.resources", "bench.types", "bench.distributed",
      "bench.report.spec", "bench.terminal", "bench.networks", "bench.threads"},
     {"bench.similarity", "bench.files", "bench.registry", "bench.interfaces", "bench.yaml_lines", "bench.image_dataset", "bench.jobs",
-     "bench.report.model", "bench.prepare", "bench.baseline", "bench.peer", "bench.download", "bench.format"},
+     "bench.report.model", "bench.prepare", "bench.baseline", "bench.peer", "bench.download", "bench.format", "bench.versions"},
     {"bench.places", "bench.spec", "bench.code_histogram", "bench.per_image", "bench.originals",
      "bench.frechet", "bench.npz"},
     {"bench.results", "bench.protocol", "bench.weights", "bench.image_files", "bench.optim", "bench.site", "bench.timings"},
     {"bench.catalogue", "bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
     {"bench.load", "bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
      "bench.together", "bench.validate", "bench.verify", "bench.submissions", "bench.task"},
-    {"bench.profile", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
+    {"bench.profile", "bench.view", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
     {"bench.throughput", "bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
     {"bench.checkpoint_records", "bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},
-    {"bench.plan", "bench.points", "bench.reporting"},
+    {"bench.plan", "bench.points", "bench.reporting", "bench.share"},
     {"bench.execute", "bench.failures", "bench.follow"},
     {"bench.drive", "bench.explain"},
     {"bench.cli"},
     {"bench.cli_numbers", "bench.cli_checkpoints"},
-    {"bench.cli_profile"},
+    {"bench.cli_profile", "bench.cli_share", "bench.cli_view"},
     {"bench.__main__"},
 ]
 
@@ -146,7 +146,7 @@ def test_files_import_from_lower_layers_only() -> None:
 
 def test_nothing_imports_the_command_line() -> None:
     assert {name for name in FILES if "bench.cli" in ours(name)} == {
-        "bench.__main__", "bench.cli_checkpoints", "bench.cli_numbers", "bench.cli_profile"}
+        "bench.__main__", "bench.cli_checkpoints", "bench.cli_numbers", "bench.cli_profile", "bench.cli_share", "bench.cli_view"}
     assert {name for name in FILES if "bench.cli_numbers" in ours(name)} == {"bench.__main__", "bench.cli_profile"}
     assert [name for name in FILES if "bench.cli_profile" in ours(name)] == ["bench.__main__"]
 

@@ -18,6 +18,7 @@ from bench.protocol import SEPARATOR, Wish, wanted
 from bench.registry import signature
 from bench.report.grouping import ABSENT, Group, canonical, plain
 from bench.results import Record, Value
+from bench.versions import told
 
 
 def attributes(metric: str) -> Mapping[str, Any]:
@@ -109,7 +110,7 @@ class Measured:
 
     conditions: dict[str, Any]
     values: tuple[tuple[Record, Value], ...]
-    doubtful: tuple[str, ...] = ()              # sentences on runs that were measured twice, differently
+    doubtful: tuple[str, ...] = ()              # sentences on runs that were measured twice, differently, or by others
 
     @property
     def numbers(self) -> list[float]:
@@ -120,19 +121,30 @@ def measured(group: Group, column: Asked) -> dict[str, Measured]:
     """The numbers of a group's trained runs by their conditions, in canonical form."""
     found: dict[str, Measured] = {}
     for record in group.records:
-        here: dict[str, list[Value]] = {}
-        for value in column.of(record) if record.trained else ():
-            if value.number is not None and math.isfinite(value.number):
-                here.setdefault(canonical(conditions(record, value)), []).append(value)
+        here: dict[str, list[tuple[Record, Value]]] = {}
+        for version in record.versions:
+            for value in column.of(version) if version.trained else ():
+                if value.number is not None and math.isfinite(value.number):
+                    here.setdefault(canonical(conditions(version, value)), []).append((version, value))
         for text, values in here.items():
-            numbers = list(dict.fromkeys(v.number for v in values))
-            before = found.get(text, Measured(conditions(record, values[0]), ()))
-            doubt = () if len(numbers) == 1 else (
-                f"measured more than once under the same conditions, with different results "
-                f"({', '.join(repr(x) for x in numbers)}); the first is shown",)
-            runs = (*before.values, (record, values[0]))
-            found[text] = Measured(before.conditions, runs, before.doubtful + doubt)
+            before = found.get(text, Measured(conditions(*values[0]), ()))
+            runs = (*before.values, values[0])
+            found[text] = Measured(before.conditions, runs, (*before.doubtful, *_doubt(record, values)))
     return found
+
+
+def _doubt(record: Record, values: Sequence[tuple[Record, Value]]) -> tuple[str, ...]:
+    """What is to be said of a run's numbers under one set of conditions, the first of which is shown."""
+    numbers = list(dict.fromkeys(v.number for _, v in values))
+    shown = values[0][0]
+    if len(numbers) > 1:
+        if all(version is shown for version, _ in values):
+            return (f"measured more than once under the same conditions, with different results "
+                    f"({', '.join(repr(x) for x in numbers)}); the first is shown",)
+        whose = [f"{x!r} ({'; '.join(dict.fromkeys(told(r) for r, v in values if v.number == x))})" for x in numbers]
+        return (f"results of several people for the same settings differ: {', '.join(whose)}; the first is shown",)
+    return () if shown is record else (f"not of the run whose numbers stand beside it, but of one with the same settings "
+                                       f"({told(shown)})",)
 
 
 def by_preference(rows: Sequence[Mapping[str, Measured]]) -> list[str]:
