@@ -263,7 +263,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     one = json.loads((tmp_path / "0.json").read_text())
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     running = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in (0, 1)]
-    assert [process.wait(120) for process in running] == [0, 0]
+    assert [process.wait(600) for process in running] == [0, 0]
     two = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     for name, wanted in one.items():
         assert two[0][name]["codes"] + two[1][name]["codes"] == wanted["codes"], name
