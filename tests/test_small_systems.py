@@ -17,6 +17,7 @@ from bench.metrics.rate import Rate
 from bench.metrics.usage import Usage
 from bench.spec import bind
 from bench.types import Batch
+from implementations.backbones.vit import Block, sine_positions
 from implementations.codebook.alignments.contrastive import Contrastive
 from implementations.codebook.distances.cosine import Cosine
 from implementations.codebook.distances.l2 import L2
@@ -45,6 +46,14 @@ PUBLISHED = [
     ({"name": "vqvae2", "residual_hidden": 64}, 256, 1_716_803, 32 * 32 + 64 * 64),
     # openai/DALL-E: 53,786,240 and 43,829,766, less 128 biases of the decoder's first layer, which are part of the codes
     ({"name": "dvae"}, 256, 97_616_006 - 128, 32 * 32),
+    # thuanz123/enhancing-transformers: small, base, large
+    ({"name": "vit_vqgan", "width": 512, "depth": 8, "heads": 8}, 256, 50_908_195, 32 * 32),
+    ({"name": "vit_vqgan"}, 256, 170_664_483, 32 * 32),
+    ({"name": "vit_vqgan", "width": 512, "depth": 8, "heads": 8, "decoder_width": 1280, "decoder_depth": 32,
+      "decoder_heads": 16}, 256, 613_487_907, 32 * 32),
+    # zhaoyue-zephyrus/bsq-vit
+    ({"name": "bsq_vit"}, 256, 174_816_210, 32 * 32),
+    ({"name": "bsq_vit", "quantizer": {"name": "bsq", "bits": 36}}, 256, 174_843_876, 32 * 32),
 ]
 
 
@@ -201,3 +210,47 @@ def test_the_dvae_mixes_codes_in_training_and_takes_one_in_eval() -> None:
 def test_gumbels_full_width_is_for_a_linear_map() -> None:
     with pytest.raises(ValueError, match="full_width is for logits: linear"):
         tiny("dvae", 16, quantizer={"name": "gumbel", "logits": "distance", "full_width": True, "codebook_dim": 4})
+
+
+# -- transformers ----------------------------------------------------------------------------------------------------
+
+
+def test_attention_is_torchs_multihead_attention_of_a_normalized_sequence() -> None:
+    torch.manual_seed(1)
+    block, theirs = Block(12, 3, 4, qkv_bias=True, activation=torch.nn.GELU), torch.nn.MultiheadAttention(12, 3, batch_first=True)
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(block.attention.qkv.weight)
+        theirs.in_proj_bias.copy_(block.attention.qkv.bias)
+        theirs.out_proj.load_state_dict(block.attention.out.state_dict())
+        x = torch.randn(2, 5, 12)
+        h = x + theirs(*[F.layer_norm(x, (12,))] * 3, need_weights=False)[0]
+        expected = h + block.mlp(F.layer_norm(h, (12,)))
+        torch.testing.assert_close(block(x), expected, rtol=0, atol=1e-5)
+
+
+def test_sine_positions_are_those_of_each_row_and_column() -> None:
+    found = sine_positions(3, 8)
+    for row in range(3):
+        for column in range(3):
+            wave = [f(p / 10_000 ** (i / 2)) for p in (column, row) for f in (math.sin, math.cos) for i in range(2)]
+            assert found[3 * row + column].tolist() == pytest.approx(wave, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["vit_vqgan", "bsq_vit"])
+def test_transformers_read_and_write_patches_where_they_are(name: str) -> None:
+    """With blocks that add nothing, a pixel of the image reaches its own patch of the reconstruction alone."""
+    model = tiny(name, 32, quantizer={"name": "fsq", "levels": [8, 8, 8, 8]}).eval()
+    with torch.no_grad():
+        for part in (model.encoder, model.decoder):
+            for block in part.blocks:
+                for layer in (block.attention.out, block.mlp[2]):
+                    layer.weight.zero_()
+        images = torch.rand(1, 3, 32, 32) * 2 - 1
+        moved = images.clone()
+        moved[:, :, 8:16, 24:32] *= -1                  # row 1, column 3 of 4 x 4
+        latents = (model.encode(moved) - model.encode(images)).abs().sum(2)[0]
+        change = (model.decode(model.encode(moved)) - model.decode(model.encode(images))).abs().sum((0, 1))
+    assert latents.nonzero().flatten().tolist() == [1 * 4 + 3]
+    assert change[8:16, 24:32].all()
+    change[8:16, 24:32] = 0
+    assert not change.any()
