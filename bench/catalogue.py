@@ -206,6 +206,11 @@ def locate(given: str, places: Places, progress: Progress | None = None) -> Foun
     return Found(entry.name, found, entry, entry.link)
 
 
+def here(given: str, places: Places) -> bool:
+    """Whether a checkpoint could be measured now, without fetching anything that is listed."""
+    return given not in checkpoints() or find_checkpoint(load_checkpoint(given), places) is not None
+
+
 def parts(path: Path, patterns: Mapping[str, str]) -> list[tuple[Path, str]]:
     """(file, prefix of its keys) of a checkpoint: one file, or one for each pattern in a folder.
 

@@ -66,9 +66,9 @@ def measure_checkpoints(
 ) -> list[Record]:
     """Measure what is not measured yet and write it among the records of `suite`, each checkpoint as it is known.
 
-    A listed checkpoint that is not on this machine, and a tokenizer that cannot be for this image size, give a record that is
-    skipped with the reason; the former goes once the weights are there. Raises BadInput for what the user can mend: a file
-    that is none, another format, images that are not here.
+    A listed checkpoint that is not on this machine, and a tokenizer that cannot be for this image size, give a record that
+    is skipped with the reason; the former goes once the weights are there. Raises BadInput for what the user can mend: a
+    file that is none, another format, images that are not here.
     """
     path = places.results / suite / FILE
     done: list[Record] = []
@@ -85,7 +85,8 @@ def measure_checkpoints(
                     images = _images(measurement, places)
                 record = _measured(row, known, images, places, batch_size, device, progress)
             if twin := next((r for r in done if r.train_id == record.train_id), None):
-                raise BadInput(f"{twin.label} and {record.label} are the same checkpoint with the same keywords; leave one out")
+                raise BadInput(f"{twin.label} and {record.label} are the same checkpoint with the same keywords; leave one "
+                               f"out")
             done.append(record)
             kept = [r for r in known.values() if r.train_id != record.train_id and not _placeholder_of(r, record)]
             write_records(path, [*kept, record])
@@ -175,7 +176,8 @@ def _record(
     components = {"checkpoint": Component(name=row.label, title=title, source=None)}
     facts: dict[str, Any] = provenance() | {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
     if listed is not None:
-        fields |= {"checkpoint.from_scratch": listed.from_scratch, "checkpoint.pretrained": ", ".join(listed.pretrained) or None}
+        fields |= {"checkpoint.from_scratch": listed.from_scratch,
+                   "checkpoint.pretrained": ", ".join(listed.pretrained) or None}
         facts |= {"weights": listed.link, "from_scratch": listed.from_scratch, "pretrained": list(listed.pretrained),
                   "license": listed.license, "paper": listed.paper or None}
     elif row.found is not None and row.found.link:

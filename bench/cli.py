@@ -271,6 +271,12 @@ def show_plan(
     known = [p.hours for p in todo if p.hours is not None and p.status != "measure"]
     hours = f", about {sum(known):.2g} hours at the speed of earlier runs" if known else ""
     console.print(f"{len(todo)} of {len(planned)} runs to do: {work:,} images to train on{hours}", highlight=False)
+    if entries := opened.suite.checkpoints():
+        from bench.catalogue import here
+
+        absent = [one.checkpoint for one in entries if not here(one.checkpoint, opened.places)]
+        told = f"; not on this machine: {', '.join(absent)}" if absent else ""
+        console.print(f"{len(entries)} checkpoints that were trained elsewhere{told}", markup=False, highlight=False)
     for script in scripts:
         console.rule("sbatch")
         console.print(Text(script), soft_wrap=True)

@@ -13,11 +13,13 @@ from bench.terminal import console
 
 @app.command("convert")
 def convert_checkpoint(
-    checkpoint: Annotated[str, typer.Argument(metavar="FILE|NAME|URL|hf:OWNER/NAME[:FILE]", help="A checkpoint, or a run's folder.")],
+    checkpoint: Annotated[str, typer.Argument(
+        metavar="FILE|NAME|URL|hf:OWNER/NAME[:FILE]", help="A checkpoint, or a run's folder.")],
     folder: Annotated[Path, typer.Argument(help="Where model.safetensors and tokenizer.json are written.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="Settings of the tokenizer: tokenizer.key=value ...")] = None,
     format: Annotated[str | None, typer.Option("--format", help="Whose state dict it is: `bench ls formats`.")] = None,
-    image_size: Annotated[int | None, typer.Option("--image-size", min=1, help="Pixels of a side. Default: what the checkpoint says, or 256.")] = None,
+    image_size: Annotated[int | None, typer.Option(
+        "--image-size", min=1, help="Pixels of a side. Default: what the checkpoint says, or 256.")] = None,
     include: Include = None,
 ) -> None:
     """Write a checkpoint of anybody as ours, which `bench eval` and load_tokenizer open without more words."""

@@ -22,10 +22,10 @@ class Format(ABC):
     title: ClassVar[str]
     code: ClassVar[str]                             # the repository whose state dicts these are
     pixels: ClassVar[tuple[float, float]]           # black and white as the published network takes them
-    files: ClassVar[Mapping[str, str]] = {}         # of a checkpoint in parts: pattern of a file's name -> prefix of its keys
-    inside: ClassVar[tuple[str, ...]] = ("state_dict", "model")     # keys under which a file holds its state dict, the first counts
+    files: ClassVar[Mapping[str, str]] = {}         # of a checkpoint in parts: pattern of a file's name -> its keys' prefix
+    inside: ClassVar[tuple[str, ...]] = ("state_dict", "model")     # under which key a file holds the tensors; the first counts
     rename: ClassVar[tuple[Rule, ...]]              # the first that matches counts
-    ignored: ClassVar[Mapping[str, str]] = {}       # a whole key as a regular expression -> why it is of no use to a tokenizer
+    ignored: ClassVar[Mapping[str, str]] = {}       # a whole key as a regular expression -> why no tokenizer needs it
 
     @abstractmethod
     def tokenizer(self, state: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -89,7 +89,8 @@ class PretrainedTokenizer(nn.Module):
 
         folder = Path(folder)
         state = self.tokenizer.state_dict()
-        tensors = {key: value.detach().cpu().contiguous().clone() for key, value in state.items() if not key.endswith(EXTRA)}
+        tensors = {key: value.detach().cpu().contiguous().clone()
+                   for key, value in state.items() if not key.endswith(EXTRA)}
         settings = {"layout": LAYOUT, "image_size": self.image_size, "tokenizer": json.loads(self.model.model_dump_json()),
                     "extra_state": {key: value for key, value in state.items() if key.endswith(EXTRA)}}
         replace_file(folder / WEIGHTS, save(tensors))
@@ -141,7 +142,8 @@ def open_checkpoint(
         raise BadInput(f"{path}: whose checkpoint is it? Say so with --format (format= in Python): "
                        f"{', '.join(available('format'))}")
     name = format_name(format or entry.format)          # type: ignore[union-attr]
-    reader: Format = ComponentSpec(kind="format", name=name, revision=signature("format", name).revision, kwargs={}).partial()()
+    spec = ComponentSpec(kind="format", name=name, revision=signature("format", name).revision, kwargs={})
+    reader: Format = spec.partial()()
     files = parts(path, reader.files)
     state: dict[str, Tensor] = {}
     for file, prefix in files:
@@ -156,8 +158,7 @@ def open_checkpoint(
         raise BadInput(f"{path}: {error}") from error
     model = _bound(_merged(_merged(said, {} if entry is None else entry.tokenizer), keywords))
     size = image_size or (IMAGE_SIZE if entry is None else entry.image_size)
-    fits = ComponentSpec(kind="format", name=name, revision=signature("format", name).revision, kwargs={})
-    return _opened(model, size, ours, path, fits, hashes([file for file, _ in files], places))
+    return _opened(model, size, ours, path, spec, hashes([file for file, _ in files], places))
 
 
 # -- our own files -------------------------------------------------------------------------------------------------------
@@ -171,7 +172,8 @@ def _ours(folder: Path, places: Places, image_size: int | None, keywords: Mappin
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / SETTINGS}: not written by `save_pretrained` or `bench convert` ({error})") from error
     state = _read(folder / WEIGHTS) | extra
-    return _opened(_again(spec, keywords, folder), image_size or size, state, folder, None, hashes([folder / WEIGHTS], places))
+    model, files = _again(spec, keywords, folder), hashes([folder / WEIGHTS], places)
+    return _opened(model, image_size or size, state, folder, None, files)
 
 
 def _run_folder(path: Path) -> Path | None:
@@ -200,8 +202,8 @@ def _again(spec: ComponentSpec, keywords: Mapping[str, Any], where: Path) -> Com
     old = {path: one.revision for path, one in (("tokenizer", spec), *spec.nested())}
     for path, one in (("tokenizer", bound), *bound.nested()):
         if old.get(path, one.revision) != one.revision:
-            log.warning("%s: %s was saved with revision %s of its arithmetic and is revision %s here: other numbers are to be "
-                        "expected", where, one.name, old[path], one.revision)
+            log.warning("%s: %s was saved with revision %s of its arithmetic and is revision %s here: other numbers are to "
+                        "be expected", where, one.name, old[path], one.revision)
     return bound
 
 
@@ -225,8 +227,9 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     made = dict(below)
     for key, value in above.items():
         here = made.get(key)
-        other = isinstance(value, Mapping) and isinstance(here, Mapping) and value.get("name", here.get("name")) != here.get("name")
-        made[key] = _merged(here, value) if isinstance(value, Mapping) and isinstance(here, Mapping) and not other else value
+        both = isinstance(value, Mapping) and isinstance(here, Mapping)
+        same = both and value.get("name", here.get("name")) == here.get("name")
+        made[key] = _merged(here, value) if same else value
     return made
 
 
@@ -246,16 +249,16 @@ def _opened(model: ComponentSpec, size: int, state: Mapping[str, Any], where: Pa
 
 
 def fill(tokenizer: Tokenizer, state: Mapping[str, Any], where: Path) -> None:
-    """Every tensor of the tokenizer from `state`, and nothing left over; what is no tensor may be missing and then says that
-    training has begun. Shapes may differ in ones (a 1x1 convolution is a linear map). Raises BadInput."""
+    """Every tensor of the tokenizer from `state`, and nothing left over; what is no tensor may be missing and then says
+    that training has begun. Shapes may differ in ones (a 1x1 convolution is a linear map). Raises BadInput."""
     own = tokenizer.state_dict()
     missing = [key for key in own if key not in state and not key.endswith(EXTRA)]
     left = [key for key in state if key not in own]
     if missing or left:
         told = [f"{named(missing)} {'is' if len(missing) == 1 else 'are'} missing"] if missing else []
         told += [f"{named(left)} {'has' if len(left) == 1 else 'have'} no place"] if left else []
-        raise BadInput(f"{where}: its tensors are not those of this {type(tokenizer).__name__}: {', and '.join(told)}; other "
-                       f"keywords of the tokenizer, or another format, may fit")
+        raise BadInput(f"{where}: its tensors are not those of this {type(tokenizer).__name__}: {', and '.join(told)}; "
+                       f"other keywords of the tokenizer, or another format, may fit")
     ready: dict[str, Any] = {}
     for key, mine in own.items():
         if key.endswith(EXTRA):
@@ -340,8 +343,8 @@ def described(tokenizer: Tokenizer, image_size: int) -> tuple[dict[str, Any], di
         "bits_per_pixel": None if bits is None else bits / image_size**2, "latent_size": " × ".join(map(str, shape)),
     }
     if levels:
-        same = len(set(layout.vocab_sizes)) == 1
-        found["codebook_size"] = " × ".join(map(str, [levels, layout.vocab_sizes[0]] if same and levels > 1 else layout.vocab_sizes))
+        alike = levels > 1 and len(set(layout.vocab_sizes)) == 1
+        found["codebook_size"] = " × ".join(map(str, [levels, layout.vocab_sizes[0]] if alike else layout.vocab_sizes))
     total = sum(p.numel() for p in tokenizer.parameters())
     tables = tokenizer.quantizer.tables()
     total += sum(b[0] * b[1] for b, table in zip(books, tables, strict=False) if table is None)
