@@ -9,7 +9,7 @@ ARGS   ?=
 
 OPTIONS = $(if $(RUN_ID),--name $(RUN_ID)) $(if $(filter True true 1,$(DEBUG)),--debug) $(ARGS)
 
-.PHONY: install quickstart test test-slurm test-browser celeba ffhq lint clean
+.PHONY: install quickstart test test-slurm test-browser test-latex celeba ffhq lint clean
 
 install: $(VENV)/installed
 
@@ -37,6 +37,10 @@ test-slurm: install
 test-browser: install
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[browser]'
 	BENCH_REQUIRE_BROWSER=1 $(BIN)/pytest tests/browser $(ARGS)
+
+# The tables of the reports through pdflatex (Debian's texlive-latex-recommended texlive-latex-extra) or tectonic.
+test-latex: install
+	BENCH_REQUIRE_LATEX=1 $(BIN)/pytest tests/latex $(ARGS)
 
 # RUN_ID=my-name keeps results under another name; DEBUG=True runs ten batches; DATA=folder holds celeba/ and ffhq/.
 celeba: install

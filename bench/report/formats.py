@@ -130,6 +130,8 @@ def to_html(table: Table) -> str:
 # -- LaTeX ---------------------------------------------------------------------------------------------------
 
 BEGINNING = "% needs \\usepackage{booktabs} and \\usepackage{multirow}"     # of every such file
+FITTED = ("\\ifdim\\wd0>\\linewidth\\ifdefined\\resizebox\\resizebox{\\linewidth}{!}{\\usebox0}\\else\\usebox0\\fi"
+          "\\else\\usebox0\\fi")
 _LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
     "%": r"\%", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -155,7 +157,10 @@ def escape_latex(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""A table environment for booktabs and multirow; nothing else is needed."""
+    r"""A table environment for booktabs and multirow; nothing else is needed.
+
+    One that is wider than the text is made smaller where graphicx is loaded.
+    """
 
     def notes(marks: tuple[str, ...]) -> str:
         return f"\\textsuperscript{{{','.join(map(escape_latex, marks))}}}" if marks else ""
@@ -173,11 +178,11 @@ def to_latex(table: Table) -> str:
         return (f"{command}{{{text}}}" if command else text) + notes(cell.raised)
 
     lines = [BEGINNING, "\\begin{table}",
-             "\\centering\\small\\setlength{\\tabcolsep}{4pt}"]
+             "\\centering\\small\\setlength{\\tabcolsep}{4pt}\\setlength{\\belowcaptionskip}{6pt}"]
     caption = f"{table.title}. {table.caption}" if table.caption else table.title
     lines.append(f"\\caption{{{escape_latex(caption)}}}")
     lines.append(f"\\label{{tab:{table.name}}}")
-    lines.append(f"\\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * len(table.columns)}}}")
+    lines.append(f"\\sbox0{{\\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * len(table.columns)}}}")
     lines.append("\\toprule")
     lines.append(" & ".join(escape_latex(c.heading) for c in (*table.keys, *table.columns)) + " \\\\")
     lines.append("\\midrule")
@@ -191,7 +196,7 @@ def to_latex(table: Table) -> str:
         if i and changed < len(row.headers) - 1 and merged:
             lines.append(f"\\cmidrule{{{changed + 1}-{len(table.keys) + len(table.columns)}}}")
         lines.append(" & ".join([header(h) for h in row.headers] + [number(c) for c in row.cells]) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}", "", "\\medskip"]
+    lines += ["\\bottomrule", "\\end{tabular}}%", FITTED, "", "\\medskip"]
     lines.append("\\begin{minipage}{\\linewidth}\\footnotesize")
     below = [f"{notes((mark,))} {escape_latex(sentence)}" for mark, sentence in table.footnotes]
     below += [escape_latex(note) for note in (*table.notes, table.stamp)]
