@@ -10,7 +10,8 @@ def main() -> None:
     import bench.cli_checkpoints
     import bench.cli_numbers
     import bench.cli_profile
-    import bench.cli_share  # noqa: F401
+    import bench.cli_share
+    import bench.cli_view  # noqa: F401
     from bench.cli import app
     from bench.errors import BadInput
 

@@ -3,17 +3,6 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = new Map(data.runs.map(run => [run.id, run]));
 
-  function make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-      else if (key in element && key !== "style") element[key] = value;
-      else element.setAttribute(key, value);
-    }
-    element.append(...children);
-    return element;
-  }
-
   function copyButton(title, text) {
     const button = make("button", { type: "button" }, title);
     button.addEventListener("click", async () => {
@@ -214,9 +203,6 @@
     return new Int32Array(bytes.buffer);
   }
 
-  const hue = code => (code * 137.50776405) % 360;        // golden angle: neighbouring numbers look different
-  const colourOf = code => `hsl(${hue(code)} 65% ${40 + code * 7 % 30}%)`;
-
   async function setUpBrowser(section) {
     const { images, height, width, across } = data.browser;
     const runs = data.browser.runs.map(run => ({ ...run, ...byId.get(run.run), list: decodeCodes(run) }));
@@ -310,19 +296,18 @@
       canvas.tabIndex = 0;
       const map = { run, image, canvas, at: 0 };
       canvas.addEventListener("pointermove", event => {
-        const box = canvas.getBoundingClientRect(), p = place(run);
-        const x = Math.floor((event.clientX - box.left) * p.w / box.width), y = Math.floor((event.clientY - box.top) * p.h / box.height);
-        map.at = Math.max(0, Math.min(p.h - 1, y)) * p.w + Math.max(0, Math.min(p.w - 1, x));
+        const p = place(run);
+        map.at = pointed(event, canvas, p.h, p.w);
         choose(map);
       });
       canvas.addEventListener("pointerleave", () => choose(null));
       canvas.addEventListener("focus", () => choose(map));
       canvas.addEventListener("blur", () => choose(null));
       canvas.addEventListener("keydown", event => {
-        const p = place(run), move = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -p.w, ArrowDown: p.w }[event.key];
-        if (move === undefined) return;
+        const p = place(run), to = arrowed(event.key, map.at, p.h, p.w);
+        if (to === undefined) return;
         event.preventDefault();
-        map.at = Math.max(0, Math.min(p.h * p.w - 1, map.at + move));
+        map.at = to;
         choose(map);
       });
       maps.push(map);

@@ -65,7 +65,7 @@ def render_page(
         failures=[(r.label, r.state, r.reason or "no reason was recorded") for r in runs if not r.trained],
         browser=data["browser"] is not None, curves=bool(data["curves"]), bibtex=bool(data["bibtex"]),
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
-        script=Markup((HERE / "page.js").read_text(encoding="utf-8")),
+        script=Markup("".join((HERE / file).read_text(encoding="utf-8") for file in ("common.js", "page.js"))),
         data=Markup(script_json(data)),
     )
     replace_file(folder / FILE, page)
