@@ -163,7 +163,8 @@ def merge(sources: Iterable[tuple[str, Iterable[Record]]]) -> list[Record]:
     for name, records in sources:
         for record in records:
             runs.setdefault(record.train_id, []).append((record, name))
-    return [join(runs[train_id]) for train_id in sorted(runs)]
+    return [of_one[0][0] if not of_one[0][0].others and all(r == of_one[0][0] for r, _ in of_one) else join(of_one)
+            for _, of_one in sorted(runs.items())]
 
 
 def _merged(earlier: Record, later: Record) -> Record:

@@ -133,6 +133,13 @@ def test_a_number_that_only_another_person_has_is_shown_with_whose_it_is() -> No
     assert "not of the run whose numbers stand beside it" in made.footnotes[0][1] and "bob" in made.footnotes[0][1]
 
 
+def test_costs_of_two_people_are_shown_with_whose_they_are() -> None:
+    records = merge([("alice", [run(values={"psnr": 30.0, "ssim": 0.9})]), ("bob", [run(device="GPU", seconds=5.0)])])
+    made = build_table(records, TableSpec(name="t", rows=(SIZE,), columns=("psnr", "cost.train_seconds", "parameters.total")))
+    assert [len(c.notes) for c in made.rows[0].cells] == [0, 1, 0]
+    assert "differ: 10 (alice: commit" in made.footnotes[0][1] and ", 5 (bob: commit" in made.footnotes[0][1]
+
+
 # -- folders -------------------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from bench.errors import BadInput
 from bench.report.grouping import DASH, Group, among, plain
 from bench.report.headings import heading
-from bench.report.lookup import Asked, Measured, asked, by_preference, difference, measured
+from bench.report.lookup import Asked, Measured, asked, by_preference, difference, differing, measured
 from bench.report.model import SECTIONS, Cell, Column, Mark, is_property
 from bench.report.ranking import mark_alike, mark_best
 from bench.report.spec import ColumnKey
 from bench.results import Record, Value
+from bench.versions import told
 
 STATIC = ("layout", "parameters", "provenance")     # known of a run that failed, too
 #: conditions that rows headed by the data set differ in by what the rows say
@@ -197,17 +198,33 @@ def _property_column(key: ColumnKey, rows: Rows) -> Built:
         runs = [r for r in group.records if r.trained or section in STATIC]
         found = [x for r in runs if (x := getattr(r, section).get(name)) is not None]
         numbers = [x for x in found if isinstance(x, int | float) and not isinstance(x, bool)]
+        notes = _of_others(runs, section, name, show)
         if found and len(numbers) == len(found):
-            made = number_cell(numbers, show)
+            made = replace(number_cell(numbers, show), notes=notes)
             return replace(made, text=show(made.number or 0.0)) if made.std == 0 else made
         if found and str(found[0]).startswith("https://") and len(set(found)) == 1:
-            return Cell(found[0].rstrip("/").rpartition("/")[2], n=len(found), link=found[0])
+            return Cell(found[0].rstrip("/").rpartition("/")[2], n=len(found), notes=notes, link=found[0])
         if found:
-            return Cell("; ".join(dict.fromkeys(plain(x) for x in found)), n=len(found))
+            return Cell("; ".join(dict.fromkeys(plain(x) for x in found)), n=len(found), notes=notes)
         return not_trained(group, rows) or Cell(DASH, mark="missing", notes=otherwise)
 
     return Built(key, Column(key.key, key.title if key.title is not None else title),
                  tuple(cell(g, ("not recorded",)) for g in rows.groups), tuple(cell(g, ()) for g in rows.sanity))
+
+
+def _of_others(runs: Sequence[Record], section: str, name: str, show: Any) -> tuple[str, ...]:
+    """What other people's results for the same settings say, where it is something else."""
+    notes = []
+    for r in runs:
+        said: dict[str, list[str]] = {}
+        for version in r.versions:
+            x = getattr(version, section).get(name)
+            if x is not None and version.trained >= r.trained:
+                number = isinstance(x, int | float) and not isinstance(x, bool)
+                said.setdefault(show(x) if number else plain(x), []).append(told(version))
+        if len(said) > 1:
+            notes.append(differing([(text, "; ".join(dict.fromkeys(whose))) for text, whose in said.items()]))
+    return tuple(notes)
 
 
 # -- numbers -------------------------------------------------------------------------------------------------

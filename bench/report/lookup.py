@@ -141,10 +141,15 @@ def _doubt(record: Record, values: Sequence[tuple[Record, Value]]) -> tuple[str,
         if all(version is shown for version, _ in values):
             return (f"measured more than once under the same conditions, with different results "
                     f"({', '.join(repr(x) for x in numbers)}); the first is shown",)
-        whose = [f"{x!r} ({'; '.join(dict.fromkeys(told(r) for r, v in values if v.number == x))})" for x in numbers]
-        return (f"results of several people for the same settings differ: {', '.join(whose)}; the first is shown",)
+        return (differing([(repr(x), "; ".join(dict.fromkeys(told(r) for r, v in values if v.number == x))) for x in numbers]),)
     return () if shown is record else (f"not of the run whose numbers stand beside it, but of one with the same settings "
                                        f"({told(shown)})",)
+
+
+def differing(said: Sequence[tuple[str, str]]) -> str:
+    """Footnote of results that `bench merge` kept side by side: (what, whose), the one that is shown first."""
+    each = ", ".join(f"{what} ({whose})" for what, whose in said)
+    return f"results of several people for the same settings differ: {each}; the first is shown"
 
 
 def by_preference(rows: Sequence[Mapping[str, Measured]]) -> list[str]:
