@@ -13,7 +13,8 @@ from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvRes
 
 @register("tokenizer", "ibq")
 class IBQTokenizer(ConvResTokenizer):
-    """IBQ-16384 of SEED-Voken: 256 tokens for 256 pixels; the other published codebooks have 1,024, 8,192, 262,144.
+    """IBQ-16384 of SEED-Voken: 111.0 M parameters, 256 tokens for 256 pixels; the other published codebooks have
+    1,024, 8,192, 262,144.
 
     blocks: residual blocks a level of the encoder; the decoder has one more. attention: at which fractions 1/factor of
         the image's side.

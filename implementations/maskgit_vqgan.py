@@ -11,8 +11,8 @@ from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvRes
 
 @register("tokenizer", "maskgit_vqgan")
 class MaskGITVQGAN(ConvResTokenizer):
-    """256 tokens of 1,024 codes of 256 for 256 pixels. The encoder's last convolution (1x1) writes the latents and the
-    decoder's first one reads codes: there are no projections.
+    """54.5 M parameters, 256 tokens of 1,024 codes of 256 for 256 pixels. The encoder's last convolution (1x1) writes
+    the latents and the decoder's first one reads codes: there are no projections.
 
     Where widths differ, the published shortcut is applied to the block's output: the block's input is lost.
     blocks: residual blocks a level and in the middle, of encoder and decoder. latent_channels: width of the latents

@@ -13,7 +13,7 @@ from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvRes
 
 @register("tokenizer", "movq")
 class MoVQ(ConvResTokenizer):
-    """As in the paper: 256 tokens of four levels that share 1,024 codes of 64, for 256 pixels.
+    """As in the paper: 78.3 M parameters, 256 tokens of four levels that share 1,024 codes of 64, for 256 pixels.
 
     ai-forever/MoVQGAN, the public re-implementation, codes one level: multipliers (1, 2, 2, 4), attention (8,),
     latent_channels 4, quantizer {name: vq, codebook_size: 16384}; its 67M and 102M have 2 and 4 blocks, its 270M 256

@@ -13,8 +13,8 @@ from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvRes
 
 @register("tokenizer", "rqvae")
 class RQVAE(ConvResTokenizer):
-    """8 x 8 x 4 for 256 pixels: 64 tokens of four levels, 16,384 codes of moving averages that all levels share. With
-    `levels: 16` it is 8 x 8 x 16.
+    """8 x 8 x 4 for 256 pixels: 100.2 M parameters, 64 tokens of four levels, 16,384 codes of moving averages that
+    all levels share. With `levels: 16` it is 8 x 8 x 16.
 
     Codes that nothing chooses begin anew, here once a step; the released code does it at every level of a forward.
     blocks: residual blocks a level of the encoder; the decoder has one more. attention: at which fractions 1/factor of

@@ -11,8 +11,9 @@ from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvRes
 
 @register("tokenizer", "simvq")
 class SimVQ(ConvResTokenizer):
-    """256 tokens for 128 pixels; published codebooks have 1,024, 8,192, 65,536 and 262,144 codes of 128. The encoder's
-    last convolution (1x1) writes the latents and the decoder's first one reads codes: there are no projections.
+    """64.2 M parameters, 256 tokens for 128 pixels; published codebooks have 1,024, 8,192, 65,536 and 262,144 codes
+    of 128. The encoder's last convolution (1x1) writes the latents and the decoder's first one reads codes: there are
+    no projections.
 
     blocks: residual blocks a level and in the middle, of encoder and decoder. latent_channels: width of the latents
         for a quantizer that does not say its own.

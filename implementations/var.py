@@ -13,7 +13,8 @@ from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvRes
 
 @register("tokenizer", "var")
 class VAR(ConvResTokenizer):
-    """vae_ch160v4096z32: 680 tokens on ten scales of 4,096 codes for 256 pixels. Another image size wants other scales.
+    """vae_ch160v4096z32: 108.9 M parameters, 680 tokens on ten scales of 4,096 codes for 256 pixels. Another image
+    size wants other scales.
 
     The projections around the quantizer are 3x3 convolutions, and attention is at the lowest resolution.
     blocks: residual blocks a level of the encoder; the decoder has one more.

@@ -13,7 +13,7 @@ from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvRes
 
 @register("tokenizer", "vqgan_lc")
 class VQGANLC(ConvResTokenizer):
-    """256 tokens of 100,000 codes for 256 pixels.
+    """71.8 M parameters, 256 tokens of 100,000 codes for 256 pixels.
 
     quantizer: the published table holds features of CLIP: give `table: {name: loaded, file: ..., sha256: ...}`. Without
         a file the default is the released code's random table (frozen rows of the codes' width behind a linear map).
