@@ -54,6 +54,11 @@ PUBLISHED = [
     # zhaoyue-zephyrus/bsq-vit
     ({"name": "bsq_vit"}, 256, 174_816_210, 32 * 32),
     ({"name": "bsq_vit", "quantizer": {"name": "bsq", "bits": 36}}, 256, 174_843_876, 32 * 32),
+    # bytedance/1d-tokenizer: S-128, B-64, L-32 with the proxy's decoder, and B-64 that writes pixels
+    ({"name": "titok", "tokens": 128, "width": 512, "depth": 8, "heads": 8, "head": "proxy", "mixed": True}, 256, 83_674_639, 128),
+    ({"name": "titok", "head": "proxy", "mixed": True}, 256, 204_814_095, 64),
+    ({"name": "titok", "tokens": 32, "width": 1024, "depth": 24, "heads": 16, "head": "proxy", "mixed": True}, 256, 641_054_735, 32),
+    ({"name": "titok"}, 256, 171_909_216, 64),
 ]
 
 
@@ -254,3 +259,41 @@ def test_transformers_read_and_write_patches_where_they_are(name: str) -> None:
     assert change[8:16, 24:32].all()
     change[8:16, 24:32] = 0
     assert not change.any()
+
+
+# -- TiTok -----------------------------------------------------------------------------------------------------------
+
+
+def test_titoks_tokens_have_no_place_and_every_patch_reaches_each() -> None:
+    model = tiny("titok", 32, patch=8, tokens=5).eval()
+    assert model.layout.grids == () and model.layout.num_tokens == 5
+    images = (torch.rand(1, 3, 32, 32) * 2 - 1).requires_grad_()
+    for token in range(5):
+        gradient, = torch.autograd.grad(model.encode(images)[0, token].square().sum(), images)
+        assert gradient.unfold(2, 8, 8).unfold(3, 8, 8).abs().sum((0, 1, 4, 5)).all()
+
+
+def test_the_released_titoks_make_a_latent_of_pieces_of_several_tokens() -> None:
+    plain, mixed = tiny("titok", 32, patch=8).eval(), tiny("titok", 32, patch=8, mixed=True).eval()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        for encoder in (plain.encoder, mixed.encoder):
+            encoder.out = torch.nn.Identity()
+        one, other = plain.encode(images), mixed.encode(images)
+    for image in range(2):                              # memory order kept, rows and columns exchanged
+        assert torch.equal(other[image].T.flatten(), one[image].flatten())
+    assert not torch.equal(one, other)
+
+
+def test_titoks_proxy_mixes_code_vectors_by_the_softmax_of_its_logits() -> None:
+    model = tiny("titok", 32, patch=4, head="proxy", proxy_channels=32, proxy_multipliers=[1, 1, 1]).eval()
+    with torch.no_grad():
+        quantized = model(torch.rand(1, 3, 32, 32) * 2 - 1).quantized
+        logits = model.proxy_logits(quantized)
+        assert logits.shape == (1, 1024, 8, 8)
+        model.to_logits[2].weight.zero_()
+        model.to_logits[2].bias.fill_(-1e4)[7] = 0.0    # every patch is code 7
+        expected = model.to_pixels(model.proxy_embedding[7].view(1, -1, 1, 1).expand(1, -1, 8, 8)) * 2 - 1
+        torch.testing.assert_close(model.decode(quantized), expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="patch must be"):
+        tiny("titok", 32, patch=8, head="proxy", proxy_multipliers=[1, 1, 1])
