@@ -320,6 +320,7 @@ def packed(path: Path, files: list[tuple[str, bytes]], kind: bytes = tarfile.REG
 RECORD = ("s/results/records.jsonl", (run().model_dump_json() + "\n").encode())
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("ending", [".tar.gz", ".zip"])
 @pytest.mark.parametrize(("files", "says"), [
     ([("../../etc/cron.d/x", b"x"), RECORD], "leaves its folder"),
