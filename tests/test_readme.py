@@ -40,7 +40,14 @@ def test_every_file_the_readme_links_to_is_there() -> None:
         assert (ROOT / link).exists(), link
 
 
-def test_every_snippet_of_the_readme_runs() -> None:
+def test_every_snippet_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tiny import small
+
+    from bench.load import Opened, PretrainedTokenizer
+
+    spec = small("tokenizer", "vqvae")
+    monkeypatch.chdir(tmp_path)
+    PretrainedTokenizer(Opened(spec.partial()(32).eval(), spec, 32, None, ())).save_pretrained("my_tokenizer")
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert snippets
     for snippet in snippets:
