@@ -141,7 +141,7 @@ def measure(
         stop = min(start + batch_size, last)
         if start < stop:
             # apart: a loss that is a mean over processes would wait for one that has no batch left
-            with _eval_mode(tokenizer), torch.autocast(device.type, enabled=False), distributed.apart():
+            with eval_mode(tokenizer), torch.autocast(device.type, enabled=False), distributed.apart():
                 look(start, stop)
         if progress is not None:
             progress(stop - first, last - first)
@@ -234,7 +234,7 @@ def _pixels(images: np.ndarray | Tensor, start: int, stop: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval inside; afterwards every part is in the mode it had (a frozen part of a model stays in eval)."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import logging
@@ -30,6 +31,7 @@ from bench.errors import BadInput, Incompatible, NonFinite
 from bench.evaluate import measure, write_grid, write_samples
 from bench.files import write_atomic
 from bench.image_cache import OpenSplit, decoded
+from bench.levels import write_levels
 from bench.places import Places
 from bench.plan import run_digest
 from bench.provenance import changed, changes_told, provenance, save_code
@@ -285,7 +287,7 @@ class _Story:
             found = measure(
                 state.model, test_images[:limit], metrics, device=self.device, batch_size=EVALUATE_BATCH,
                 prepare={i: missing[i].spec.prepare for i in ids}, cache=self.places.cache,
-                grid=self.write_grid, samples=self.write_samples, progress=self.measuring,
+                grid=self.write_grid, samples=functools.partial(self.write_samples, state), progress=self.measuring,
             )
             if weights == "average":
                 state.average.swap(state.model)
@@ -500,9 +502,15 @@ class _Story:
         with self.writing("reconstructions.png"):
             write_grid(self.folder.images / "reconstructions.png", originals, reconstructions)
 
-    def write_samples(self, originals: torch.Tensor, reconstructions: torch.Tensor, codes: torch.Tensor | None) -> None:
+    def write_samples(
+        self, state: TrainState, originals: torch.Tensor, reconstructions: torch.Tensor, codes: torch.Tensor | None,
+    ) -> None:
         with self.writing("samples.npz"):
             write_samples(self.folder.images / "samples.npz", originals, reconstructions, codes)
+        stages = state.model.quantizer.stages
+        if codes is not None and stages is not None and stages.count > 1:
+            with self.writing("levels.png"):
+                write_levels(self.folder.images / "levels.png", state.model, originals, codes)
 
     def write_values(self, new: dict[str, tuple[Value, np.ndarray | None]]) -> None:
         import pyarrow as pa

@@ -52,10 +52,12 @@ def render(
         curves = home / "curves.parquet"
         paths += render_figures(name, records, report, curves, places.reports, sanity=sanity, entries=entries)
         paths += render_reconstructions(name, records, places.runs, places.reports)
+        from bench.report.level_figures import render_levels
         from bench.report.page import render_page
 
         if anew or not (places.reports / name / "diagnostics.md").is_file():
             paths += render_diagnostics(name, records, diagnostics_folder(places, name), curves, places.reports)
+        paths += render_levels(name, records, places.runs, places.reports)
         paths.append(render_page(name, question, tables, records, places.runs, places.reports, curves=curves,
                                  suite=read_suite(home)))
     return Report(tuple(tables), tuple(paths))

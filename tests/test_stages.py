@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from report_records import record
 from tiny import images, small, train_spec
 from torch import Tensor
 
 from bench.build import build_model
 from bench.interfaces import Incompatible, Quantizer
+from bench.levels import columns, write_levels
 from bench.registry import available
-from bench.types import LatentShape
+from bench.report.diagnostics import folder_of
+from bench.report.level_figures import read_levels, render_levels
+from bench.report.strips import GAP, MARGIN
+from bench.types import LatentShape, Stages
 from implementations.quantizers.fsq import FSQ
 from implementations.quantizers.grouped import Grouped
 from implementations.quantizers.multi_scale import MultiScale
@@ -123,3 +130,48 @@ def test_tokenizers_decode_their_stages(name: str) -> None:
     assert torch.equal(model.decode(quantizer.lookup_stages(codes, range(count))), whole)
     first, last = (model.decode(quantizer.lookup_stages(codes, [i])) for i in (0, count - 1))
     assert first.shape == whole.shape and not np.allclose(first, whole) and not np.allclose(first, last)
+
+
+# -- pictures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["fqgan", "rqvae"])
+@torch.no_grad()
+def test_the_picture_of_a_run_holds_what_its_headings_say(name: str, tmp_path: Path) -> None:
+    spec = train_spec(model=small("tokenizer", name), dataset=small("dataset", "photos", image_size=32))
+    model = build_model(spec)[0].eval()
+    pixels = torch.from_numpy(images(10, 32))
+    codes = model.tokenize(pixels.float() / 127.5 - 1)
+    write_levels(tmp_path / "levels.png", model.train(), pixels, codes)
+    assert model.training
+    model.eval()
+    found = {c.heading: c.pictures for c in read_levels(tmp_path / "levels.png")}
+    assert np.array_equal(found.pop("original"), pixels[:8].permute(0, 2, 3, 1))
+    sets = {"reconstruction": [0, 1], "group 1 alone": [0], "group 2 alone": [1]} if name == "fqgan" else \
+        {"level 1": [0], "levels 1–2": [0, 1], "levels 1–3": [0, 1, 2]}
+    assert list(found) == list(sets)
+    for heading, chosen in sets.items():
+        made = model.decode(model.quantizer.lookup_stages(codes[:8], chosen))
+        wanted = ((made + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(found[heading], wanted)
+
+
+def test_of_many_stages_some_are_shown() -> None:
+    shown = columns(Stages(32, "level", refine=True))
+    assert len(shown) == 10 and shown[0] == ("level 1", [0]) and shown[-1] == ("levels 1–32", list(range(32)))
+
+
+def test_reports_show_the_levels_of_runs_that_have_them(tmp_path: Path) -> None:
+    run, other = record("a" * 12, {"psnr": 1.0}, label="residual"), record("b" * 12, {"psnr": 1.0}, label="plain")
+    model = build_model(train_spec(model=small("tokenizer", "rqvae"), dataset=small("dataset", "photos", image_size=32)))[0].eval()
+    pixels = torch.from_numpy(images(3, 32))
+    with torch.no_grad():
+        codes = model.tokenize(pixels.float() / 127.5 - 1)
+    (tmp_path / "runs" / run.train_id / "images").mkdir(parents=True)
+    write_levels(tmp_path / "runs" / run.train_id / "images" / "levels.png", model, pixels, codes)
+    paths = render_levels("s", [run, other], tmp_path / "runs", tmp_path / "reports")
+    assert paths == [tmp_path / "reports/s/diagnostics" / folder_of(run) / "levels.png"]
+    figure = np.asarray(Image.open(paths[0]).convert("RGB"))
+    tiles = pixels.permute(0, 2, 3, 1).repeat_interleave(3, 1).repeat_interleave(3, 2).numpy()         # 96 pixels at least
+    top = next(y for y in range(60) if np.array_equal(figure[y : y + 96, MARGIN : MARGIN + 96], tiles[0]))
+    assert np.array_equal(figure[top + 96 + GAP :][:96, MARGIN : MARGIN + 96], tiles[1])

@@ -83,7 +83,7 @@ def render_reconstructions(
     said = Counter(notes.values())
     sentences = _networks([s.record for s in chosen])
     sentences += [f"not shown: {_some([labels[t] for t, why in notes.items() if why == reason])}: {reason}" for reason in said]
-    png, images = _compressed(columns, sentences, min(most_images, len(chosen[0].originals)))
+    png, images = compressed(columns, sentences, min(most_images, len(chosen[0].originals)))
     rows: list[tuple[Any, ...]] = [(i, s.record.train_id, s.record.label, images, "") for i, s in enumerate(chosen, start=1)]
     rows += [("", t, labels[t], 0, why) for t, why in sorted(notes.items())]
     replace_file(path, png)
@@ -194,7 +194,7 @@ def _some(labels: Sequence[str], most: int = 6) -> str:
 # -- the picture ---------------------------------------------------------------------------------------------
 
 
-def _compressed(columns: Sequence[Column], notes: Sequence[str], images: int) -> tuple[bytes, int]:
+def compressed(columns: Sequence[Column], notes: Sequence[str], images: int) -> tuple[bytes, int]:
     """(PNG, images shown): as many images as fit into MOST_BYTES, at least four; then at half their size, or less."""
     side = columns[0].pictures.shape[1]
     tries = [(n, 1) for n in range(images, min(images, 4) - 1, -2)]
