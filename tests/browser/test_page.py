@@ -67,7 +67,7 @@ def opened(browser: Any) -> Any:
         page.on("dialog", lambda dialog: said.append(dialog.message))
         page.on("request", lambda request: said.append(request.url) if not request.url.startswith(("data:", path.as_uri())) else None)
         page.goto(path.as_uri())
-        page.wait_for_function("document.documentElement.dataset.ready === 'true'", timeout=20_000)
+        page.wait_for_selector("html[data-ready=true]", state="attached", timeout=60_000)
         return page
 
     yield open_page
