@@ -344,7 +344,7 @@
         + `column ${at % p.w}; ${count.toLocaleString("en")} of ${(images * p.h * p.w).toLocaleString("en")} tokens, in ${where.size} of ${images} images (${list}${where.size > 12 ? ", …" : ""})`;
     }
 
-    const tile = (text, ...canvases) => make("div", { className: "tile" }, make("div", { className: "name", style: `width:${wide}px` }, text), ...canvases);
+    const tile = (text, ...canvases) => make("div", { className: "tile" }, make("div", { className: "name", title: text, style: `width:${wide}px` }, make("span", {}, text)), ...canvases);
 
     function draw() {
       maps = [];
