@@ -104,7 +104,7 @@ def points_suite(path: str | Path) -> PointsSuite | None:
         where = next((lines[first["loc"][:end]] for end in range(len(first["loc"]), -1, -1) if first["loc"][:end] in lines), 1)
         key = ".".join(map(str, first["loc"]))
         raise BadInput(f"{file}:{where}: {key} = {first.get('input')!r}: {first['msg']}") from error
-    for i, entry in enumerate(suite.quantizers):
+    for i in range(len(suite.quantizers)):
         make(suite, i, file)
     return suite
 

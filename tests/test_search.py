@@ -96,9 +96,9 @@ def test_a_lookup_gives_the_codes_and_their_mean_square(compiled: bool, n: int, 
     generator = torch.Generator().manual_seed(seed)
     z, table = torch.randn(n, d, generator=generator), torch.randn(k, d, generator=generator)
     codes = torch.randint(k, (n,), generator=generator)
-    with several_threads(threads), patch("implementations.search.lookup.LEAST_NUMBERS", 0):
-        with patch.dict(os.environ, {} if compiled else {"BENCH_KERNELS": "0"}):
-            q, commitment, codebook = straight_through_lookup(z, table, codes)
+    with (several_threads(threads), patch("implementations.search.lookup.LEAST_NUMBERS", 0),
+          patch.dict(os.environ, {} if compiled else {"BENCH_KERNELS": "0"})):
+        q, commitment, codebook = straight_through_lookup(z, table, codes)
     assert torch.equal(q, table[codes])
     expected = (z.double() - table.double()[codes]).square().mean()
     torch.testing.assert_close(torch.stack([commitment, codebook]).double(), expected.expand(2), rtol=1e-6, atol=1e-9)
