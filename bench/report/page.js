@@ -195,6 +195,35 @@
     draw();
   }
 
+  // -- the curves of one run, drawn when its section is opened
+
+  function drawRunCurves(place) {
+    const svg = "http://www.w3.org/2000/svg", w = 220, h = 80, gallery = make("div", { className: "sparks" });
+    const short = v => Number(v.toPrecision(4)).toLocaleString("en");
+    for (const curve of data.curves) {
+      const lines = curve.lines.filter(line => line.run === place.dataset.run);
+      if (!lines.length) continue;
+      const xs = lines.flatMap(l => l.x), ys = lines.flatMap(l => l.y);
+      const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+      const picture = document.createElementNS(svg, "svg");
+      picture.setAttribute("viewBox", `0 0 ${w} ${h}`);
+      picture.setAttribute("role", "img");
+      picture.setAttribute("aria-label", `${curve.name} of this run over ${short(x1)} steps, between ${short(y0)} and ${short(y1)}`);
+      for (const line of lines) {
+        const drawn = document.createElementNS(svg, "polyline");
+        drawn.setAttribute("fill", "none");
+        drawn.setAttribute("stroke", byId.get(line.run).colour);
+        drawn.setAttribute("stroke-dasharray", line.test ? "4 3" : "none");
+        drawn.setAttribute("points", line.x.map((x, i) =>
+          `${2 + (x - x0) / (x1 - x0 || 1) * (w - 4)},${h - 2 - (line.y[i] - y0) / (y1 - y0 || 1) * (h - 4)}`).join(" "));
+        picture.append(drawn);
+      }
+      const last = lines[0].y[lines[0].y.length - 1];
+      gallery.append(make("figure", {}, picture, make("figcaption", {}, `${curve.name}: ${short(last)} at the end, ${short(y0)} to ${short(y1)}`)));
+    }
+    if (gallery.childNodes.length) place.replaceChildren(make("h3", {}, "Curves"), gallery);
+  }
+
   // -- reconstructions
 
   function decodeCodes(run) {
@@ -383,6 +412,9 @@
   if (bibtex) bibtex.replaceWith(copyButton("Copy BibTeX of the systems", data.bibtex));
   const curves = document.getElementById("curves");
   if (curves) setUpCurves(curves);
+  document.querySelectorAll(".run-curves").forEach(place => {
+    place.closest("details").addEventListener("toggle", () => drawRunCurves(place), { once: true });
+  });
   const browser = document.getElementById("browser");
   const ready = browser ? setUpBrowser(browser) : Promise.resolve();
   ready.finally(() => { document.documentElement.dataset.ready = "true"; });

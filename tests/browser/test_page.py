@@ -14,11 +14,14 @@ import pytest
 from PIL import Image
 from report_records import record
 
+from bench.collect import report_spec
+from bench.places import Places
 from bench.report.page import command, data_url, render_page, script_json
 from bench.report.render import build_tables
 from bench.report.spec import ReportSpec
-from bench.results import Record
+from bench.results import Record, read_records
 
+ROOT = Path(__file__).resolve().parents[2]
 SIDE, IMAGES, TOKENS = 16, 12, 16
 HOSTILE = ['<script>document.title="owned"</script>', "\"'><img src=x onerror=alert(1)>", "ü😀" * 20, "x" * 300,
            "</script><b>bold</b>", "a\u2028b"]
@@ -133,6 +136,23 @@ def test_a_token_tells_its_code_and_where_else_it_is(tmp_path: Path, opened: Any
     code = codes[0, 5]
     count, where = (codes == code).sum(), (codes == code).any(1).sum()
     assert f"code {code} of 4, row 1, column 1; {count} of {codes.size} tokens, in {where} of {IMAGES} images" in said
+
+
+def test_the_page_of_a_real_suite_opens_and_each_run_draws_its_curves(tmp_path: Path, opened: Any) -> None:
+    places = Places.find(results=ROOT / "results", reports=tmp_path)
+    name, question, spec = report_spec("celeba_quantizers", places)
+    home = ROOT / "results" / name
+    runs, sanity = read_records(home / "records.jsonl"), read_records(home / "sanity.jsonl")
+    tables = build_tables(name, runs, spec, sanity=sanity)
+    page = opened(render_page(name, question, tables, runs, tmp_path / "runs", tmp_path, curves=home / "curves.parquet"))
+    assert page.locator("figure tbody tr").count() == len(runs) + len(sanity) == 25
+    page.get_by_role("button", name="PSNR").click()
+    page.get_by_role("button", name="PSNR").click()                 # falling
+    assert page.locator("figure tbody tr").first.locator("th").first.inner_text() == "OptVQ"
+    section = page.locator("#runs details").first
+    section.locator("summary").click()
+    assert section.locator(".sparks svg").count() >= 5
+    assert page.locator("#curves svg polyline").count() >= len(runs)
 
 
 def test_hostile_names_are_shown_as_they_are(tmp_path: Path, opened: Any) -> None:
