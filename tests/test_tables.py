@@ -805,3 +805,12 @@ def test_a_network_file_that_is_not_the_published_one_is_named() -> None:
 
     assert "with a weight file that is not the published one (inception 0123456789ab)" in table("0123456789ab")
     assert "weight file" not in table("6726825d")
+
+
+def test_a_row_key_that_no_run_has_yet_is_left_out_and_said() -> None:
+    spec = TableSpec(name="t", rows=("tokenizer.quantizer.codebook_size", "tokenizer.quantizer.levels"), columns=("psnr",))
+    table = build_table([record("a", {"psnr": 20.0}), record("b", {"psnr": 21.0}, size=1024)], spec)
+    assert [k.key for k in table.keys] == ["tokenizer.quantizer.codebook_size"]
+    assert any("no run has the key 'tokenizer.quantizer.levels'" in note for note in table.notes)
+    with pytest.raises(BadInput, match="no run has the key 'tokenizer.quantizer.levels'"):
+        build_table([record("a", {"psnr": 20.0})], TableSpec(name="t", rows=("tokenizer.quantizer.levels",), columns=("psnr",)))

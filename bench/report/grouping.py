@@ -43,6 +43,7 @@ class Arranged:
     keys: tuple[RowKey, ...]                    # as asked for, then those added to tell rows apart
     added: tuple[str, ...]                      # keys that were added
     unseen: dict[str, tuple[str, ...]]          # keys that differ between rows and head none
+    absent: tuple[str, ...] = ()                # sentences on keys that were asked for and that no run has
 
 
 _json = json.JSONEncoder(sort_keys=True, default=str).encode
@@ -55,21 +56,26 @@ def canonical(value: Any) -> str:
     return "absent" if value is ABSENT else _json(value)
 
 
-def arrange(records: Iterable[Record], keys: Sequence[RowKey], over: Sequence[str]) -> Arranged:
+def arrange(
+    records: Iterable[Record], keys: Sequence[RowKey], over: Sequence[str], *, leave_out: bool = False
+) -> Arranged:
     """Group runs, add the row keys that are needed to tell groups apart, and sort.
 
-    Raises BadInput for a row key that no run has.
+    Raises BadInput for a row key that no run has. With `leave_out` one is left out where other keys are known: of a
+    suite whose runs differ in kind, the first ones may not have it.
     """
     groups = group(sorted(records, key=lambda r: r.train_id), over)
     known = sorted({k for g in groups for k in g.facts})
-    for key in keys:
-        if groups and key.resolved not in known:
-            raise BadInput(f"report: rows: no run has the key {key.key!r}{did_you_mean(key.resolved, known)}")
+    missing = {key.resolved: f"no run has the key {key.key!r}{did_you_mean(key.resolved, known)}"
+               for key in keys if groups and key.resolved not in known}
+    if missing and not (leave_out and len(missing) < len(keys)):
+        raise BadInput(f"report: rows: {next(iter(missing.values()))}")
+    keys = [key for key in keys if key.resolved not in missing]
     asked = [k.resolved for k in keys]
     added = distinguishing(groups, asked)
     all_keys = (*keys, *(RowKey(key=k, title=_added_title(k, added)) for k in added))
     ordered = tuple(ordered_groups(groups, all_keys))
-    return Arranged(ordered, all_keys, tuple(added), _unseen(groups, {*asked, *added}))
+    return Arranged(ordered, all_keys, tuple(added), _unseen(groups, {*asked, *added}), tuple(missing.values()))
 
 
 def _added_title(key: str, added: Sequence[str]) -> str | None:

@@ -37,6 +37,7 @@ def table_notes(
         headings = {k.resolved: k.heading for k in arranged.keys}
         shown = ", ".join(headings[k].rstrip(".") for k in arranged.added)
         notes.append(f"Columns added because runs differ in them, which are never averaged: {shown}.")
+    notes += [f"Left out of the headers: {sentence}." for sentence in arranged.absent]
     for key, values in arranged.unseen.items():
         notes.append(f"Rows also differ in {key}: {_few(values)}.")
     notes += _how_trained(runs)

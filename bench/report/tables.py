@@ -46,13 +46,13 @@ def build_table(
     `sanity`: records of the yardsticks that were measured beside them. `published`: which published systems the runs
     are; `entries`: what is published (None: results/published.csv, read where a column wants it). `doubts`: what the
     plausibility gates say (None: they are asked).
-    Raises BadInput for a row key that no run has, for a column key of an unknown kind or protocol, and for a column
+    A row key that no run has is left out with a note. Raises BadInput where none is known, for a column key of an unknown kind or protocol, and for a column
     with published numbers in a report that names no published system.
     """
     all_runs = sorted(records, key=lambda r: r.train_id)
     runs = [r for r in all_runs if not r.debug] or all_runs
     over = spec.over_keys()
-    arranged = arrange(runs, spec.row_keys(), over)
+    arranged = arrange(runs, spec.row_keys(), over, leave_out=True)
     beneath = yardsticks(sanity, runs) if spec.sanity and arranged.groups and arranged.keys else []
     rows = Rows(
         arranged.groups, tuple(Group((r,), {}) for r in beneath), over,
