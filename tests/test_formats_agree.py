@@ -8,7 +8,6 @@ import io
 import re
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -105,6 +104,9 @@ def read_html(text: str) -> Read:
     return Read([t for t, *_ in head], grid, parser.below)
 
 
+MULTIROW = r"\\multirow\{(\d+)\}\{\*\}\{(.*)\}"
+
+
 def read_latex(text: str) -> Read:
     back = sorted(((v, k) for k, v in _LATEX.items()), key=lambda pair: -len(pair[0]))
 
@@ -116,19 +118,23 @@ def read_latex(text: str) -> Read:
         return re.sub(r"\[U\+([0-9A-F]{4,6})\]", lambda m: chr(int(m[1], 16)), made)
 
     def cell(tex: str) -> tuple[str, tuple[str, ...]]:
-        if merged := re.fullmatch(r"\\multirow\{\d+\}\{\*\}\{(.*)\}", tex):
-            tex = merged[1]
+        if merged := re.fullmatch(MULTIROW, tex):
+            tex = merged[2]
         tex, raised = re.fullmatch(r"(.*?)(?:\\textsuperscript\{(.*)\})?", tex).groups()
         for command in ("textbf", "underline", "textit"):
             tex = inner[1] if (inner := re.fullmatch(rf"\\{command}\{{(.*)\}}", tex)) else tex
         return plain(tex), tuple(map(plain, raised.split(","))) if raised else ()
 
-    rows = [[cell(c) for c in line.removesuffix(" \\\\").split(" & ")]
-            for line in text.splitlines() if line.endswith(" \\\\")]
-    for above, row in pairwise(rows[1:]):
-        for j, here in enumerate(row):
-            if here == ("", ()):
-                row[j] = above[j]
+    written = [line.removesuffix(" \\\\").split(" & ") for line in text.splitlines() if line.endswith(" \\\\")]
+    rows = [list(map(cell, line)) for line in written]
+    covered: dict[int, int] = {}                        # column -> rows that the header above still covers
+    for i, line in enumerate(written[1:], start=1):
+        for j, tex in enumerate(line):
+            if covered.get(j):
+                assert tex == ""
+                rows[i][j], covered[j] = rows[i - 1][j], covered[j] - 1
+            elif merged := re.fullmatch(MULTIROW, tex):
+                covered[j] = int(merged[1]) - 1
     below = re.search(r"\\footnotesize\n(.*)\n\\end\{minipage\}", text, re.S)[1].split(" \\par\n")
     return Read([t for t, _ in rows[0]], rows[1:], [plain(re.sub(r"^\\textsuperscript\{(.*?)\}", r"\1", b)) for b in below])
 
