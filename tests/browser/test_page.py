@@ -151,7 +151,7 @@ def test_the_page_of_a_real_suite_opens_and_each_run_draws_its_curves(tmp_path: 
     assert page.locator("figure tbody tr").first.locator("th").first.inner_text() == "OptVQ"
     section = page.locator("#runs details").first
     section.locator("summary").click()
-    assert section.locator(".sparks svg").count() >= 5
+    section.locator(".sparks svg").nth(4).wait_for()                # drawn when the toggle has been heard of: at least five
     assert page.locator("#curves svg polyline").count() >= len(runs)
 
 
