@@ -9,18 +9,16 @@ from `bench prepare`, which calls `download`.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
 import logging
 import os
 import secrets
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.download import fetch
 from bench.errors import BadInput
 from bench.places import Places
 from bench.registry import did_you_mean
@@ -159,31 +157,10 @@ def download(name: str, places: Places, progress: Callable[[int, int], None] | N
         raise BadInput(f"{known.file} ({name}) is published nowhere that we can fetch it from: put it into "
                        f"{_folders(places)[0]} yourself, or point BENCH_WEIGHTS at a folder that holds it")
     target = _folders(places)[0] / known.file
-    part = target.parent / f".{target.name}.{secrets.token_hex(4)}.part"
-    digest, done = hashlib.sha256(), 0
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(known.url, timeout=30) as source, open(part, "xb") as file:
-            total = int(source.headers.get("Content-Length") or 0)
-            while chunk := source.read(1 << 20):
-                file.write(chunk)
-                digest.update(chunk)
-                done += len(chunk)
-                if progress is not None:
-                    progress(done, total)
-            file.flush()
-            os.fsync(file.fileno())
-        if not digest.hexdigest().startswith(known.prefix):
-            got = digest.hexdigest()[:12]
-            raise BadInput(f"{known.url}: what came is not the published file (sha256 {got}, expected "
-                           f"{known.prefix}); try again, or put {known.file} into {target.parent} yourself")
-        os.replace(part, target)
-    except (OSError, http.client.HTTPException) as error:           # URLError is an OSError
-        raise BadInput(f"{known.file} cannot be fetched from {known.url} into {target.parent} ({error}); "
-                       f"fetch it elsewhere and put it there, or into the folder BENCH_WEIGHTS") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        fetch(known.url, target, sha256=known.prefix, progress=progress)
+    except BadInput as error:
+        raise BadInput(f"{error}, or into the folder BENCH_WEIGHTS") from error
     return target
 
 

@@ -104,7 +104,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     running = [subprocess.Popen([sys.executable, __file__, str(rank), "2", str(folder)], env=environment) for rank in (0, 1)]
     work(0, 1, folder)
     assert [process.wait(600) for process in running] == [0, 0]
-    return [torch.load(folder / name) for name in ("1-0.pt", "2-0.pt", "2-1.pt")]
+    return [torch.load(folder / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt")]
 
 
 @pytest.mark.parametrize("inside", INSIDE)
