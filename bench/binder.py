@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from bench.catalogue import Absent, digest, format_name
 from bench.errors import BadInput
 from bench.image_cache import open_split
 from bench.places import Places
@@ -18,10 +19,11 @@ from bench.protocol import wanted as wish_of
 from bench.registry import did_you_mean, signature
 from bench.resources import Resources
 from bench.results import Component, DataRecord
-from bench.run import Run, Wanted, describe
+from bench.run import Run, Start, Wanted, describe
 from bench.spec import (
     MISSING,
     ComponentSpec,
+    InitFrom,
     LoopSettings,
     OptimizerSpec,
     Positive,
@@ -48,6 +50,25 @@ T = TypeVar("T")
 # -- the sections of a run -------------------------------------------------------------------------------------------
 
 
+class InitFromSection(Spec):
+    """`train.init_from:` of a suite: another run of it by its label, or a checkpoint."""
+
+    run: str | None = None
+    checkpoint: str | None = None               # a name, a file, a folder, an URL, hf:OWNER/NAME[:FILE]
+    format: str | None = None                   # where the checkpoint does not say so itself
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{12,64}$")] | None = None    # of its file, where it is not here yet
+    names: dict[str, str] = {}                  # how names begin there -> how they begin here
+    weights: Literal["live", "average"] = "live"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InitFromSection:
+        if (self.run is None) == (self.checkpoint is None):
+            raise ValueError("name the run of this suite (run: its label) or the checkpoint to begin from; one of them")
+        if self.run is not None and (self.format or self.sha256):
+            raise ValueError("format and sha256 are of a checkpoint, not of a run of this suite")
+        return self
+
+
 class TrainSection(LoopSettings):
     """`train:` of a suite: what changes the weights, and how the run is carried out (in no identity)."""
 
@@ -58,6 +79,15 @@ class TrainSection(LoopSettings):
     flip: bool = False
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    average_ramp: Literal["ratio", "power"] | None = None
+    init_from: InitFromSection | None = None
+    freeze: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _averages(self) -> TrainSection:
+        if self.average_ramp is not None and self.average is None:
+            raise ValueError("average_ramp needs train.average, the decay that it rises to")
+        return self
 
 
 class OptimizerSection(OptimizerSpec):
@@ -289,7 +319,8 @@ class Binder:
         """A section that is one model, bound once."""
         return self.once(name, data, lambda: self.section(model, name, data, (name,)))
 
-    def run(self, draft: Draft, suite: str, label: str, debug: bool) -> Run | None:
+    def run(self, draft: Draft, suite: str, label: str, debug: bool, parent: Run | None = None) -> Run | None:
+        """parent: the run that this one begins from, where its draft names one."""
         self.draft = draft
         data = draft.data
         for section in data:
@@ -322,11 +353,16 @@ class Binder:
         steps = DEBUG_STEPS if debug else self.steps(train, splits["train"])
         if steps is None or not self.shared(train, resources):
             return None
+        begun = self.begun(train, parent)
+        if begun is None:
+            return None
+        start, init_from = begun
         spec = TrainSpec(
             dataset=dataset.spec, data=splits["train"].fingerprint, model=model.spec, objective=objective.spec,
             optimizers=optimizers, steps=steps, batch_size=train.batch_size, accumulation=train.accumulation,
             flip=train.flip, precision=train.precision, average=train.average, seed=seed, debug=debug,
             networks=self.once("networks", (model.spec, objective.spec), lambda: self.networks(model.spec, objective.spec)),
+            init_from=init_from, freeze=train.freeze, average_ramp=train.average_ramp,
         )
         test = splits["test"]
         wanted = self.once("values", (data["measure"], test.fingerprint), lambda: self.values(measure, test, debug))
@@ -338,12 +374,16 @@ class Binder:
         fields = {k: v for part in parts.values() for k, v in part.fields.items()}
         fields |= self.once("their fields", (written, batch), lambda: flatten({"optimizers": optimizers}))
         fields |= {f"train.{k}": getattr(spec, k) for k in _TRAIN_FIELDS}
+        if start is not None:
+            fields["train.init_from"] = start.label
+        if spec.freeze:
+            fields["train.freeze"] = " ".join(spec.freeze)
         components = {section: part.components[section] for section, part in parts.items()}
         components |= {k: c for part in parts.values() for k, c in part.components.items()}
         run = Run(
             suite=suite, label=label, train=spec, values=tuple(values), monitors=monitors, fields=fields,
             loop=self.once("loop", given, lambda: self.loop(train, debug)), components=components, data=splits,
-            resources=resources,
+            resources=resources, start=start,
         )
         run.__dict__["train_id"] = train_id                 # where its cached_property keeps it: hashed once
         return run
@@ -357,6 +397,37 @@ class Binder:
             return None
         values = self.values(measure, splits["test"], debug)
         return None if values is None else Measurement(dataset, splits["test"], values, debug)
+
+    def begun(self, train: TrainSection, parent: Run | None) -> tuple[Start | None, InitFrom | None] | None:
+        """Where the weights are that a run begins with, and which ones they are; None, with a problem, where they are
+        not known."""
+        asked = train.init_from
+        if asked is None:
+            return None, None
+        if asked.run is not None:
+            if parent is None:
+                return None                                     # it has problems of its own
+            if asked.weights == "average" and parent.train.average is None:
+                self.problems[str(self.fail(("train", "init_from", "weights"), asked.weights,
+                                            f"{parent.label} has no averaged weights; set train.average in it"))] = None
+                return None
+            return (Start(label=parent.label),
+                    InitFrom(run=parent.train_id, names=asked.names, weights=asked.weights))
+        try:
+            format = None if asked.format is None else format_name(asked.format)
+            found = self.once("init_from", (asked.checkpoint, format), lambda: digest(asked.checkpoint, format, self.places))
+        except (Absent, BadInput) as error:
+            if not isinstance(error, Absent) or asked.sha256 is None:
+                hint = "; or give sha256, to plan without it" if isinstance(error, Absent) else ""
+                self.problems[str(self.fail(("train", "init_from", "checkpoint"), asked.checkpoint, f"{error}{hint}"))] = None
+                return None
+            found = asked.sha256
+        if asked.sha256 is not None and not found.startswith(asked.sha256) and not asked.sha256.startswith(found):
+            self.problems[str(self.fail(("train", "init_from", "sha256"), asked.sha256,
+                                        f"{asked.checkpoint} is another file: its sha256 is {found[:12]}..."))] = None
+            return None
+        return (Start(label=asked.checkpoint, checkpoint=asked.checkpoint, format=format),
+                InitFrom(sha256=found[:12], names=asked.names, weights=asked.weights))
 
     def loop(self, train: TrainSection, debug: bool) -> LoopSettings:
         loop = LoopSettings(**{k: getattr(train, k) for k in LoopSettings.model_fields})

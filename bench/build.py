@@ -11,6 +11,7 @@ import torch
 
 from bench.distributed import derived_seed
 from bench.errors import BadInput, Incompatible
+from bench.init_from import freeze
 from bench.interfaces import Objective, Tokenizer
 from bench.optim import PlayerOptimizer, WeightAverage
 from bench.registry import did_you_mean, source_file
@@ -41,6 +42,7 @@ def build_model(spec: TrainSpec) -> tuple[Tokenizer, Objective]:
 def build_state(spec: TrainSpec, loop: LoopSettings, monitors: tuple[ComponentSpec, ...], device: torch.device) -> TrainState:
     """Everything the loop needs, at step 0."""
     model, objective = build_model(spec)
+    freeze(model, spec.freeze)
     layout = torch.channels_last if loop.channels_last else torch.contiguous_format
     model.to(device, memory_format=layout)
     objective.to(device)
@@ -52,7 +54,7 @@ def build_state(spec: TrainSpec, loop: LoopSettings, monitors: tuple[ComponentSp
     watching = [m.partial()() for m in monitors]
     for monitor in watching:
         monitor.begin(model, device)
-    average = None if spec.average is None else WeightAverage(model, spec.average)
+    average = None if spec.average is None else WeightAverage(model, spec.average, spec.average_ramp)
     return TrainState(model, objective, optimizers, watching, average)
 
 
@@ -103,6 +105,7 @@ def _check(run: Run) -> Checked:
         with torch.device("meta"), torch.no_grad():
             size = spec.dataset.kwargs["image_size"]
             model, objective = build_model(spec)
+            freeze(model, spec.freeze)
             output = model(torch.empty(2, 3, size, size))
             objective.terms(Batch(torch.empty(2, 3, size, size)), output)
     except Incompatible as error:
@@ -137,6 +140,8 @@ def _check(run: Run) -> Checked:
 
 def _at_fault(spec: TrainSpec, error: BaseException) -> str:
     """The dotted key of the component that raised, and of its keyword where the message names one."""
+    if (setting := re.match(r"train\.\w+", str(error))) is not None:
+        return setting.group()
     parts = {"tokenizer": spec.model, "objective": spec.objective}
     for section, component in list(parts.items()):
         parts |= {f"{section}.{path}": below for path, below in component.nested()}

@@ -235,6 +235,34 @@ def parts(path: Path, patterns: Mapping[str, str]) -> list[tuple[Path, str]]:
     return found
 
 
+def run_folder(path: Path) -> Path | None:
+    """The folder of one of our runs that `path` is, or lies in."""
+    candidates = [path] if path.is_dir() else [path.parent.parent]
+    return next((folder for folder in candidates if (folder / "spec.json").is_file()), None)
+
+
+def weight_files(found: Found, format: str | None) -> list[Path]:
+    """Those that hold the weights of a checkpoint. Raises BadInput where nothing says what it is."""
+    path, name = found.path, format or (None if found.entry is None else format_name(found.entry.format))
+    if name is not None:
+        return [file for file, _ in parts(path, described(name).get("files", {}))]
+    if path.is_dir() and (path / SETTINGS).is_file():
+        return [path / WEIGHTS]
+    if run_folder(path) is not None:
+        return [path / "checkpoints" / "final.pt" if path.is_dir() else path]
+    raise BadInput(f"{path}: whose checkpoint is it? Say so with --format (format= in Python, format: in a suite): "
+                   f"{', '.join(available('format'))}")
+
+
+def digest(given: str, format: str | None, places: Places) -> str:
+    """sha256 of a checkpoint's file; of the sha256s of its files where it has several. Raises as `locate` does."""
+    files = weight_files(locate(given, places), format)
+    if absent := [file for file in files if not file.is_file()]:
+        raise BadInput(f"{absent[0]}: there is no such file")
+    found = hashes(files, places)
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+
 def hashes(files: list[Path], places: Places) -> tuple[str, ...]:
     """sha256 of each."""
     return tuple(sha256(path, places.cache) for path in files)

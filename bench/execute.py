@@ -31,6 +31,7 @@ from bench.errors import BadInput, Incompatible, NonFinite
 from bench.evaluate import measure, write_grid, write_samples
 from bench.files import write_atomic
 from bench.image_cache import OpenSplit, decoded
+from bench.init_from import NotThere, begin
 from bench.levels import write_levels
 from bench.places import Places
 from bench.plan import run_digest
@@ -47,7 +48,7 @@ from bench.validate import validate
 
 log = logging.getLogger(__name__)
 
-EVALUATE_BATCH = 128        # images; changes no number, only memory
+EVALUATE_BATCH = 128        # images; changes numbers only where codes depend on the batch
 STATE_EVERY = 1.0           # seconds between two writes of state.json
 PREPARE_WITHIN = 86_400.0   # seconds that one machine may decode images longer than another
 FRUITLESS = 3               # lives in a row without a step after which more of them are no use
@@ -65,9 +66,9 @@ class NotSaved(RuntimeError):
 
 
 #: errors whose message is a sentence for the user, not a programmer's
-TOLD = (BadInput, NonFinite, Incompatible, NotSaved, PeerLost, MainFailed)
+TOLD = (BadInput, NonFinite, Incompatible, NotSaved, NotThere, PeerLost, MainFailed)
 #: errors of the machines, not of the run: no record, so that the same command continues
-OUTSIDE = (NotSaved, PeerLost, MainFailed)
+OUTSIDE = (NotSaved, NotThere, PeerLost, MainFailed)
 
 
 def execute_many(
@@ -159,6 +160,7 @@ class _Story:
         self.code = provenance()
         self.submitted = changed(submitted, self.code) if submitted else {}
         self.lives: list[dict[str, Any]] = []   # the code of earlier lives that are in the weights
+        self.began: dict[str, Any] = {}         # whose weights it began with
         self.seconds = 0.0                      # of training, over all restarts
         self.evaluate_seconds = 0.0
         self.layout: dict[str, Any] = {}
@@ -215,6 +217,10 @@ class _Story:
         if (saved := self.restore(lambda: checkpoints(folder.checkpoints))) is not None:
             self.take(state, saved)
             log.info("%s: continues at step %d", self.run.label, state.step)
+        elif spec.init_from is not None:
+            self.began = begin(state.model, self.run, self.places)
+            if state.average is not None:
+                state.average.reset(state.model)
         self.saved = self.step = state.step
         meet(PREPARE_WITHIN)                    # from here on nobody is far behind the others
         if asked_to_stop(self.stop):
@@ -389,7 +395,7 @@ class _Story:
         """Continue from a checkpoint."""
         state.load_state_dict(saved["train"], self.device)
         self.seconds, self.last_row, self.step = saved["seconds"], saved["row"], state.step
-        self.lives = saved.get("code", [])
+        self.lives, self.began = saved.get("code", []), saved.get("began", {})
 
     def lived(self) -> list[dict[str, Any]]:
         """The code of all lives that are in the weights, each once; the last one's, that is ours, at the end."""
@@ -454,12 +460,14 @@ class _Story:
             self.layout["separate"] = True
         learned = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
         fixed = state.model.quantizer.fixed_codes()
-        self.parameters = {"total": learned + fixed, "learned": learned, "codebook": sum(b[0] * b[1] for b in books)}
+        held = sum(p.numel() for name, p in state.model.named_parameters() if name.startswith(self.spec.freeze))
+        self.parameters = {"total": learned + held + fixed, "learned": learned, "codebook": sum(b[0] * b[1] for b in books)}
         log.info("%s: %s on %s, %d parameters, %s tokens, %s bits per image", self.run.label, self.run.train_id,
                  self.device, self.parameters["total"], layout.num_tokens, layout.bits_per_image)
 
     def save(self, state: TrainState, last: bool) -> None:
-        content = {"train": state.state_dict(), "seconds": self.seconds, "row": self.last_row, "code": self.lived()}
+        content = {"train": state.state_dict(), "seconds": self.seconds, "row": self.last_row, "code": self.lived(),
+                   "began": self.began}
 
         def write() -> None:
             if self.lease.lost():
@@ -563,6 +571,8 @@ class _Story:
             "processes": world_size(), "precision": autocast(spec, self.device)[0],
             "compiled": wants_compile(loop, self.device), "finished": _now(),
         }
+        if self.began:
+            facts["init_from"] = self.began
         if self.submitted:
             facts["submitted"] = self.submitted
         if earlier := [was for life in self.lives if (was := changed(life, self.code))]:

@@ -149,6 +149,7 @@ class _Run:
     label: str
     resources: Resources
     folder: RunFolder
+    after: tuple[str, ...] = ()         # train ids that its job waits for, as long as they are in hand here
     status: Literal["waiting", "running", "following", "busy", "done", "failed", "cancelled"] = "waiting"
     before: State | None = None         # what lay there when we last started it
     lease: int = -1                     # the highest lease number then
@@ -360,7 +361,7 @@ def launch(
     outcome = Outcome(how)
     packs = [
         [
-            _Run(file, label, job.resources, RunFolder(places.runs, train_id).create())
+            _Run(file, label, job.resources, RunFolder(places.runs, train_id).create(), job.after)
             for file, label, train_id in zip(job.run_files, job.labels, job.train_ids, strict=True)
         ]
         for job in jobs
@@ -446,7 +447,12 @@ class _Loop:
                 runs.remove(run)
             if not runs:
                 self.waiting.remove(runs)
-        for started in self.launcher.start(self.waiting) if self.waiting else ():
+        open_ones = {run.folder.train_id for runs in (*self.waiting, *(s.runs for s in self.started), self.following) for run in runs}
+        held = [runs for runs in self.waiting if not open_ones.isdisjoint(runs[0].after)]
+        ready = deque(runs for runs in self.waiting if runs not in held)
+        begun = self.launcher.start(ready) if ready else ()
+        self.waiting = deque((*ready, *held))
+        for started in begun:
             self.started.append(started)
             for run in started.runs:
                 run.starts += 1

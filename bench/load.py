@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.catalogue import SETTINGS, WEIGHTS, Found, format_name, hashes, locate, parts
+from bench.catalogue import SETTINGS, WEIGHTS, Found, format_name, hashes, locate, parts, run_folder, weight_files
 from bench.errors import BadInput
 from bench.files import replace_file
 from bench.format import Format, named
 from bench.interfaces import Tokenizer
 from bench.places import Places
-from bench.registry import available, include_from_environment, signature
+from bench.registry import include_from_environment, signature
 from bench.spec import ComponentSpec, bind
 from bench.types import TokenizerOutput, TokenLayout
 
@@ -137,10 +137,9 @@ def open_checkpoint(
     if format is None and entry is None:
         if path.is_dir() and (path / SETTINGS).is_file():
             return _ours(path, places, image_size, keywords)
-        if (run := _run_folder(path)) is not None:
+        if (run := run_folder(path)) is not None:
             return _run(run, path, places, image_size, keywords)
-        raise BadInput(f"{path}: whose checkpoint is it? Say so with --format (format= in Python): "
-                       f"{', '.join(available('format'))}")
+        weight_files(found, None)                       # says what is wrong
     name = format_name(format or entry.format)          # type: ignore[union-attr]
     spec = ComponentSpec(kind="format", name=name, revision=signature("format", name).revision, kwargs={})
     reader: Format = spec.partial()()
@@ -174,12 +173,6 @@ def _ours(folder: Path, places: Places, image_size: int | None, keywords: Mappin
     state = _read(folder / WEIGHTS) | extra
     model, files = _again(spec, keywords, folder), hashes([folder / WEIGHTS], places)
     return _opened(model, image_size or size, state, folder, None, files)
-
-
-def _run_folder(path: Path) -> Path | None:
-    """The folder of one of our runs that `path` is, or lies in."""
-    candidates = [path] if path.is_dir() else [path.parent.parent]
-    return next((folder for folder in candidates if (folder / "spec.json").is_file()), None)
 
 
 def _run(folder: Path, path: Path, places: Places, image_size: int | None, keywords: Mapping[str, Any]) -> Opened:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -101,16 +101,36 @@ def _decay(name: str, p: nn.Parameter, decay: float) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of the parameters; buffers are taken from the live model when it is used."""
+    """Exponential moving average of the parameters; buffers are taken from the live model when it is used.
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
+    ramp: with which the first weights are soon forgotten, at step t, counted from 0. `ratio`: the decay is
+    min(decay, (1 + t) / (10 + t)), as in bytedance/1d-tokenizer, markweberdev/maskbit and CompVis/latent-diffusion;
+    `power`: min(decay, 1 - (1 + t)^(-2/3)), as in xyfJASON/visual-tokenizer-pytorch; None: always `decay`.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, ramp: Literal["ratio", "power"] | None = None) -> None:
+        self.decay, self.ramp = decay, ramp
         self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
 
+    def decay_at(self, step: int) -> float:
+        match self.ramp:
+            case "ratio":
+                return min(self.decay, (1 + step) / (10 + step))
+            case "power":
+                return min(self.decay, 1 - (1 + step) ** (-2 / 3))
+        return self.decay
+
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, step: int) -> None:
+        """After the optimizers moved at a step, counted from 0."""
         live = dict(model.named_parameters())
-        torch._foreach_lerp_(list(self.weights.values()), [live[n].detach() for n in self.weights], 1 - self.decay)
+        torch._foreach_lerp_(list(self.weights.values()), [live[n].detach() for n in self.weights], 1 - self.decay_at(step))
+
+    @torch.no_grad()
+    def reset(self, model: nn.Module) -> None:
+        """Begin anew with the model's weights."""
+        for name, p in model.named_parameters():
+            self.weights[name].copy_(p)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.weights

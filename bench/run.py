@@ -53,6 +53,14 @@ class Wanted(Spec):
         )
 
 
+class Start(Spec):
+    """Where the weights are that a run begins with; `TrainSpec.init_from` says which ones they are."""
+
+    label: str                                  # of the run that they come from, or the checkpoint as it was written
+    checkpoint: str | None = None               # None: in the folder of that run
+    format: str | None = None
+
+
 class Run(Spec):
     """One run of a suite, complete and checked; travels to a job as JSON."""
 
@@ -66,10 +74,16 @@ class Run(Spec):
     components: dict[str, Component]
     data: dict[str, DataRecord]
     resources: Resources = Resources()
+    start: Start | None = None
 
     @functools.cached_property
     def train_id(self) -> str:
         return self.train.train_id
+
+    @property
+    def parent(self) -> str | None:
+        """Train id of the run whose weights it begins with."""
+        return None if self.train.init_from is None else self.train.init_from.run
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from bench.errors import BadInput
 from bench.jobs import Job, JobFolders, Spot
 from bench.places import Places
 from bench.resources import Resources
+from bench.runs import RunFolder
 from bench.site import SlurmSite, slurm_site
+from bench.submissions import latest
 from bench.task import Task
 
 #: submitit gives up after so many time-outs, and takes every signal under a short limit for one; ours never do
@@ -25,20 +27,32 @@ TIMEOUTS = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """Jobs with equal resources that are submitted together."""
+    """Jobs with equal resources, and behind the same runs, that are submitted together."""
 
     resources: Resources
     jobs: tuple[Job, ...]
+    after: tuple[str, ...] = ()         # train ids
 
 
 def arrays(jobs: Sequence[Job]) -> list[Array]:
-    """Grouped by resources, in the order given; no longer than this cluster lets an array be."""
-    groups: dict[Resources, list[Job]] = {}
+    """Grouped by resources and by what they wait for, in the order given; no longer than this cluster lets an array be."""
+    groups: dict[tuple[Resources, tuple[str, ...]], list[Job]] = {}
     for job in jobs:
-        groups.setdefault(job.resources, []).append(job)
+        groups.setdefault((job.resources, job.after), []).append(job)
     most = scheduler.longest_array()
-    return [Array(resources, tuple(group[i : i + most])) for resources, group in groups.items()
+    return [Array(resources, tuple(group[i : i + most]), after) for (resources, after), group in groups.items()
             for i in range(0, len(group), most)]
+
+
+def behind(after: Sequence[str], handed: Mapping[str, str], places: Places) -> dict[str, str]:
+    """sbatch's options for jobs that begin from these runs' weights: they start once those jobs have succeeded, and leave the
+    queue where one has not. `handed`: train id -> job, of what was submitted just now; others are looked up."""
+    jobs = [handed[train_id] for train_id in after if train_id in handed]
+    elsewhere = [ticket.job for train_id in after if train_id not in handed
+                 and (found := latest(RunFolder(places.runs, train_id))) is not None
+                 and (ticket := found.ticket) is not None and ticket.launcher == "slurm" and ticket.job is not None]
+    jobs += [job for job, status in (scheduler.ask(elsewhere) or {}).items() if not status.ended]
+    return {"dependency": "afterok:" + ":".join(jobs), "kill-on-invalid-dep": "yes"} if jobs else {}
 
 
 def parameters(resources: Resources, site: SlurmSite, at_once: int) -> dict[str, Any]:
@@ -98,19 +112,23 @@ def submit(
     import submitit
 
     site, folders, cluster = slurm_site(), JobFolders(places.runs), scheduler.cluster_name()
+    handed: dict[str, str] = {}
     for array in arrays(jobs):
         folder = folders.new()
         tasks = [Task(target, job.run_files, places, "slurm", submitted) for job in array.jobs]
         try:
             with _outside_of_jobs():
                 executor = submitit.SlurmExecutor(folder / "%j", max_num_timeout=TIMEOUTS)
-                executor.update_parameters(**parameters(array.resources, site, at_once or site.max_jobs))
+                wanted = parameters(array.resources, site, at_once or site.max_jobs)
+                wanted["additional_parameters"] |= behind(array.after, handed, places)
+                executor.update_parameters(**wanted)
                 found = executor.submit_array(tasks)
         except (submitit.core.utils.FailedJobError, ValueError, OSError, subprocess.SubprocessError) as error:
             shutil.rmtree(folder, ignore_errors=True)           # pickles of jobs that never were
             raise BadInput(f"SLURM refused the jobs: {_complaint(error)}") from error
         for job, one in zip(array.jobs, found, strict=True):
             log = os.path.relpath(one.paths.stdout, places.runs)
+            handed |= dict.fromkeys(job.train_ids, one.job_id)
             yield job, Spot(launcher="slurm", cluster=cluster, job=one.job_id, log=log)
 
 

@@ -171,10 +171,21 @@ class OptimizerSpec(Grown):
         return self
 
 
+class InitFrom(Grown):
+    """Whose weights a run begins with: every tensor of the same name and shape; the others are drawn as ever."""
+
+    neutral: ClassVar[Mapping[str, Any]] = {"run": None, "sha256": None, "names": {}, "weights": "live"}
+
+    run: str | None = None                      # train id of another run, or
+    sha256: str | None = None                   # of the weight file, its first 12 digits
+    names: dict[str, str] = {}                  # how names begin there -> how they begin here; others stay as they are
+    weights: Literal["live", "average"] = "live"    # which of the other run's
+
+
 class TrainSpec(Grown):
     """Everything that can change the weights, and nothing else."""
 
-    neutral: ClassVar[Mapping[str, Any]] = {"networks": {}}
+    neutral: ClassVar[Mapping[str, Any]] = {"networks": {}, "init_from": None, "freeze": (), "average_ramp": None}
 
     dataset: ComponentSpec
     data: str                                   # "official", or the fingerprint of a partial copy
@@ -191,6 +202,9 @@ class TrainSpec(Grown):
     debug: bool = False
     harness: int = HARNESS_REVISION
     networks: dict[str, str] = {}               # hash of each pretrained file that it trains with
+    init_from: InitFrom | None = None
+    freeze: tuple[str, ...] = ()                # of the tokenizer: what begins so does not learn
+    average_ramp: Literal["ratio", "power"] | None = None      # how the average's decay begins; see WeightAverage
 
     @property
     def train_id(self) -> str:

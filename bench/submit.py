@@ -131,7 +131,7 @@ def _only(job: Job, tickets: Mapping[str, Submission]) -> Job | None:
     if not kept:
         return None
     return Job(tuple(job.run_files[i] for i in kept), tuple(job.labels[i] for i in kept),
-               tuple(job.train_ids[i] for i in kept), job.resources)
+               tuple(job.train_ids[i] for i in kept), job.resources, job.after)
 
 
 # -- the local queue ---------------------------------------------------------------------------------------------------
@@ -170,8 +170,8 @@ def main() -> None:
     given = json.loads((folder / "queue.json").read_text())
     places = Places(**{f.name: Path(given["places"][f.name]) if f.name in given["places"] else None
                        for f in dataclasses.fields(Places)})
-    jobs = [Job(tuple(j["run_files"]), tuple(j["labels"]), tuple(j["train_ids"]), Resources(**j["resources"]))
-            for j in given["jobs"]]
+    jobs = [Job(tuple(j["run_files"]), tuple(j["labels"]), tuple(j["train_ids"]), Resources(**j["resources"]),
+                tuple(j["after"])) for j in given["jobs"]]
     ours = {"pid": os.getpid(), "started": process_start(os.getpid()) or "", "machine": machine(), "job": folder.name,
             "code": os.path.relpath(folder, places.runs)}
     tickets = {i: ticket.update(**ours) for job in jobs for i in job.train_ids

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,8 +117,8 @@ class Suite:
         return cls(frame, file, lines, run_level)
 
     def expand(self, places: Places, *, debug: bool = False) -> list[Run]:
-        """All runs, in the order written, duplicates of the command line's making joined. Reads listings of the
-        data sets, no image. Raises BadInput with one line per problem."""
+        """All runs, in the order written but after those that they begin from, duplicates of the command line's making
+        joined. Reads listings of the data sets, no image. Raises BadInput with one line per problem."""
         problems: dict[str, None] = {}
         self._baselines(problems)
         self._checkpoints(problems)
@@ -129,10 +129,14 @@ class Suite:
             return []
         binder = Binder(problems, places)
         runs: dict[str, Run] = {}
-        for draft, label in zip(drafts, _labels(drafts), strict=True):
-            run = binder.run(draft, self.name, draft.label or label, debug)
+        labels = [draft.label or label for draft, label in zip(drafts, _labels(drafts), strict=True)]
+        made: dict[int, Run] = {}
+        for i, parent in _parents_first(drafts, labels, problems):
+            draft = drafts[i]
+            run = binder.run(draft, self.name, labels[i], debug, made.get(parent) if parent is not None else None)
             if run is None:
                 continue
+            made[i] = run
             if run.train_id in runs:
                 if not self.overrides:
                     problems[f"{self.file}: the runs {runs[run.train_id].label!r} and {run.label!r} have the same "
@@ -444,6 +448,39 @@ def _labels(drafts: list[Draft]) -> list[str]:
     clash = {s for s in short.values() if list(short.values()).count(s) > 1}
     words = {k: "" if k in named else f"{k if short[k] in clash else short[k]}=" for k in varying}
     return [" ".join(f"{words[k]}{row[k]}" for k in varying if k in row) or "run" for row in flat]
+
+
+def _parents_first(drafts: Sequence[Draft], labels: Sequence[str], problems: dict[str, None]) -> Iterator[tuple[int, int | None]]:
+    """(position of a draft, that of the one it begins from): in the order given, but after that one.
+
+    A label stands for the run of that name and of the same seed."""
+    seeds = [draft.get(("train", "seed")) for draft in drafts]
+    parents: dict[int, int] = {}
+    for i, draft in enumerate(drafts):
+        wanted = draft.get(("train", "init_from", "run"))
+        if not isinstance(wanted, str):
+            continue
+        named = [j for j, label in enumerate(labels) if wanted in (label, label.removesuffix(f" seed={seeds[j]}"))]
+        fitting = [j for j in named if seeds[j] == seeds[i]] or named
+        sentence = ("" if len(fitting) == 1 else "several runs are called so" if fitting else
+                    f"no run of this suite is called so{did_you_mean(wanted, set(labels))}")
+        if sentence:
+            problems[f"{draft.where(('train', 'init_from', 'run'))}: train.init_from.run = {show(wanted)}: {sentence}"] = None
+        else:
+            parents[i] = fitting[0]
+    done: set[int] = set()
+    for i, draft in enumerate(drafts):
+        line = [i]
+        while (above := parents.get(line[-1])) is not None and above not in done:
+            if above in line:
+                problems[f"{draft.where(('train', 'init_from', 'run'))}: train.init_from.run = {show(labels[parents[i]])}: "
+                         "these runs begin from each other"] = None
+                return
+            line.append(above)
+        for j in reversed(line):
+            if j not in done:
+                done.add(j)
+                yield j, parents.get(j)
 
 
 def _same(value: Any) -> Any:

@@ -174,7 +174,7 @@ def train(
             model.after_step(step)
             objective.after_step(step)
             if state.average is not None:
-                state.average.update(model)
+                state.average.update(model, step)
         state.step += 1
         if after_step(state):
             return

@@ -19,7 +19,7 @@ from tiny import fail, train_spec
 from bench.places import Places
 from bench.registry import signature
 from bench.run import Run
-from bench.spec import HARNESS_REVISION, ComponentSpec, OptimizerSpec, TrainSpec, ValueSpec, bind, identity
+from bench.spec import HARNESS_REVISION, ComponentSpec, InitFrom, OptimizerSpec, TrainSpec, ValueSpec, bind, identity
 from bench.suite import Suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -217,6 +217,7 @@ OTHER: dict[str, Any] = {
     "optimizers": {"tokenizer": OptimizerSpec(lr=2e-3)}, "steps": 13, "batch_size": 16, "accumulation": 2,
     "flip": True, "precision": "bf16", "average": 0.99, "seed": 4,
     "debug": True, "harness": HARNESS_REVISION + 1, "networks": {"lpips_vgg": "397923af"},
+    "init_from": InitFrom(run="0123456789ab"), "freeze": ("encoder",), "average_ramp": "ratio",
 }
 OTHER_OPTIMIZER: dict[str, Any] = {
     "name": "adamw", "lr": 2e-3, "betas": (0.5, 0.999), "eps": 1e-6, "weight_decay": 0.1, "clip_norm": 1.0,
@@ -229,6 +230,14 @@ OTHER_OPTIMIZER: dict[str, Any] = {
 def test_every_field_of_the_training_moves_its_id(field: str) -> None:
     spec = train_spec()
     assert spec.model_copy(update={field: OTHER[field]}).train_id != spec.train_id
+
+
+@pytest.mark.parametrize("change", [{"run": "ba9876543210"}, {"sha256": "0123456789ab"}, {"names": {"a": "b"}}, {"weights": "average"}])
+def test_every_field_of_what_a_run_begins_with_moves_its_id(change: dict[str, Any]) -> None:
+    one = InitFrom(run="0123456789ab")
+    assert (train_spec().model_copy(update={"init_from": one.model_copy(update=change)}).train_id
+            != train_spec().model_copy(update={"init_from": one}).train_id)
+    assert change.keys() <= InitFrom.model_fields.keys()
 
 
 @pytest.mark.parametrize("field", OptimizerSpec.model_fields)

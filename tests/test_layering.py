@@ -42,6 +42,7 @@ LAYERS = [
     {"bench.catalogue", "bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
     {"bench.load", "bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
      "bench.together", "bench.validate", "bench.verify", "bench.submissions", "bench.task"},
+    {"bench.init_from"},
     {"bench.profile", "bench.view", "bench.levels", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
     {"bench.throughput", "bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
     {"bench.checkpoint_records", "bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},

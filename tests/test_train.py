@@ -813,16 +813,27 @@ def test_frozen_parameters_are_no_players() -> None:
     assert len(moved.params) == 1 and moved.params[0] is not frozen
 
 
+def test_the_ramps_of_the_weight_average() -> None:
+    model = nn.Linear(2, 2)
+    ratio, power = (WeightAverage(model, 0.9, ramp) for ramp in ("ratio", "power"))
+    assert [ratio.decay_at(t) for t in (0, 1, 8, 71, 72, 1000)] == pytest.approx([0.1, 2 / 11, 0.5, 72 / 81, 73 / 82, 0.9])
+    assert [power.decay_at(t) for t in (0, 7, 26, 1000)] == pytest.approx([0, 1 - 8 ** (-2 / 3), 1 - 1 / 9, 0.9])
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    power.update(model, 0)                          # decay 0: the first weights are gone
+    assert bool((power.weights["weight"] == 3).all())
+
+
 def test_the_weight_average_follows_its_formula_and_swaps_back() -> None:
     model = nn.Linear(3, 2)
     average = WeightAverage(model, 0.9)
     wanted = {n: p.detach().double().clone() for n, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    for _ in range(20):
+    for step in range(20):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(torch.randn(p.shape, generator=generator))
-        average.update(model)
+        average.update(model, step)
         for n, p in model.named_parameters():
             wanted[n] = 0.9 * wanted[n] + 0.1 * p.detach().double()
     for n, value in average.state_dict().items():
