@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from bench.binder import Measurement
 from bench.build import pick_device
 from bench.catalogue import Absent, CheckpointEntry, Found, locate
 from bench.errors import BadInput
-from bench.evaluate import Measured, measure
+from bench.evaluate import Measured, depends_on_batch, measure
 from bench.image_cache import decoded, open_split
 from bench.load import Opened, described, open_checkpoint
 from bench.places import Places
@@ -23,17 +23,19 @@ from bench.provenance import provenance
 from bench.registry import signature
 from bench.results import FILE, Component, Record, Value, read_records, write_records
 from bench.run import Wanted, data_key, describe
-from bench.spec import ComponentSpec, Spec, flatten, identity
+from bench.spec import ComponentSpec, Grown, flatten, identity
 from bench.weights import FILES, missing, needed
 
-BATCH = 64                  # images; changes no number, only memory
+BATCH = 64                  # images; changes numbers only where codes depend on the batch
 NOT_HERE = "not measured: the pretrained network "     # begins a reason that may be gone tomorrow
 
 Progress = Callable[[str, int, int], None]      # (label, images done, of all)
 
 
-class CheckpointSpec(Spec):
+class CheckpointSpec(Grown):
     """All that can change what a checkpoint reconstructs; its identity stands where that of a training does."""
+
+    neutral: ClassVar[Mapping[str, Any]] = {"batch_size": None}
 
     checkpoint: str | None                      # its name, only where its bytes are not known
     files: tuple[str, ...]                      # sha256 of each
@@ -41,6 +43,7 @@ class CheckpointSpec(Spec):
     model: ComponentSpec | None
     dataset: ComponentSpec
     test: str                                   # fingerprint of the test images
+    batch_size: int | None = None               # only where codes depend on the batch
 
     @property
     def train_id(self) -> str:
@@ -135,7 +138,8 @@ def _measured(
                               test=on.test.fingerprint)
         return _record(row, spec, None, {}, "skipped", str(error))
     spec = CheckpointSpec(checkpoint=None, files=opened.files, format=opened.format, model=opened.model,
-                          dataset=on.dataset.spec, test=on.test.fingerprint)
+                          dataset=on.dataset.spec, test=on.test.fingerprint,
+                          batch_size=batch_size if depends_on_batch(opened.tokenizer) else None)
     before = known.get(spec.train_id)
     values = {} if before is None else dict(before.values)
     wanted = {w.value_id: w for w in (
@@ -173,6 +177,8 @@ def _record(
     title = row.entry.label or (listed.title if listed is not None else row.label)
     format = opened.format.name if opened is not None and opened.format is not None else None
     fields: dict[str, Any] = {"checkpoint.name": row.label, "checkpoint.format": format}
+    if spec.batch_size is not None:
+        fields["checkpoint.batch_size"] = spec.batch_size
     components = {"checkpoint": Component(name=row.label, title=title, source=None)}
     facts: dict[str, Any] = provenance() | {"finished": datetime.now(UTC).isoformat(timespec="seconds")}
     if listed is not None:

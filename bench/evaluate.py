@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bench import distributed
 from bench.errors import BadInput, Incompatible
 from bench.files import write_atomic
-from bench.interfaces import Metric, Tokenizer
+from bench.interfaces import Metric, Quantizer, Tokenizer
 from bench.originals import Originals
 from bench.prepare import Prepared
 
@@ -68,6 +68,8 @@ def measure(
     `progress(done, total)` follows each batch, in this process's images, and is called equally often on every process.
 
     Where all reconstructions of the split are one and the same picture, each value says so in its details: constant.
+    Where codes depend on the batch (`depends_on_batch`), each value names the images of one: batch. Shares are then whole
+    batches, so that the number of processes changes none.
 
     A metric that refuses the combination (Incompatible), and reconstructions that are not finite, give a
     reason instead of a number. Raises BadInput for an empty split or a pretrained network that cannot be had.
@@ -75,7 +77,8 @@ def measure(
     count = len(images)
     if not count:
         raise BadInput("there is no image to measure on: the split is empty")
-    first, last = share(count, distributed.rank(), distributed.world_size())
+    together = depends_on_batch(tokenizer)
+    first, last = share(count, distributed.rank(), distributed.world_size(), batch_size if together else 1)
     where = torch.device("cpu") if device.type == "mps" else device         # MPS has no float64
     reasons: dict[str, str] = {}
     begun: dict[str, Metric] = {}
@@ -136,7 +139,9 @@ def measure(
                 table[row, start:stop] = values
                 table[row, -1] += len(values)
 
-    most = -(-count // distributed.world_size())                # images of the process that has the most
+    most = max(stop - start for start, stop in (            # images of the process that has the most
+        share(count, rank, distributed.world_size(), batch_size if together else 1)
+        for rank in range(distributed.world_size())))
     for start in range(first, first + most, batch_size):
         stop = min(start + batch_size, last)
         if start < stop:
@@ -167,13 +172,14 @@ def measure(
     if broken:
         sentence = f"{broken} of {count} reconstructions hold values that are not finite"
         reasons |= dict.fromkeys(begun, sentence)
+    more = ({"constant": 1.0} if constant else {}) | ({"batch": float(min(batch_size, count))} if together else {})
     measured: dict[str, Measured] = {}
     for name in metrics:
         if name not in reasons:
             values_of_all = whole[2 + list(begun).index(name)]
             per_image = values_of_all[:-1].copy() if values_of_all[-1] == count else None
             found = _computed(begun[name], sums[name], count, per_image)
-            measured[name] = dataclasses.replace(found, details=found.details | {"constant": 1.0}) if constant else found
+            measured[name] = dataclasses.replace(found, details=found.details | more) if more else found
         else:
             measured[name] = Measured(None, reasons[name], images=count)
     return measured
@@ -190,9 +196,16 @@ def _computed(metric: Metric, sums: Mapping[str, Tensor], images: int,
     return Measured(number, None, metric.details(sums), images, per_image)
 
 
-def share(count: int, rank: int, world: int) -> tuple[int, int]:
-    """First and one past the last image of a process: contiguous, each image once, as even as can be."""
-    return count * rank // world, count * (rank + 1) // world
+def share(count: int, rank: int, world: int, whole: int = 1) -> tuple[int, int]:
+    """First and one past the last image of a process: contiguous, each image once, in groups of `whole`, as even as can
+    be."""
+    groups = -(-count // whole)
+    return min(count, groups * rank // world * whole), min(count, groups * (rank + 1) // world * whole)
+
+
+def depends_on_batch(tokenizer: Tokenizer) -> bool:
+    """Whether a quantizer in it assigns the codes of an evaluated batch together."""
+    return any(isinstance(module, Quantizer) and module.depends_on_batch for module in tokenizer.modules())
 
 
 def sample_count(height: int, width: int) -> int:

@@ -22,6 +22,7 @@ class Quantizer(nn.Module, ABC):
     layout: TokenLayout                         # set in __init__
     input_dim: int                              # width it wants from the encoder
     output_dim: int                             # width it hands to the decoder
+    depends_on_batch: bool = False              # in eval an image's codes change with the other images of its batch
     stages: Stages | None = None                # set in __init__ where `lookup_stages` can take `lookup` apart
 
     @abstractmethod

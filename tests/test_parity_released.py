@@ -95,10 +95,11 @@ def test_seed_voken_ibq(case: str, near: Near) -> None:
     compare(quantizer, wanted, near, table=quantizer.codebook)
 
 
-@pytest.mark.parametrize(("case", "heads", "projection", "cost"), [
-    ("plain", 1, False, "standardized"), ("heads", 4, True, "standardized"), ("scaled", 1, False, "scaled"),
-    ("cost", 2, True, "plain"),
-])
+OPTVQ = [("plain", 1, False, "standardized"), ("heads", 4, True, "standardized"), ("scaled", 1, False, "scaled"),
+         ("cost", 2, True, "plain")]
+
+
+@pytest.mark.parametrize(("case", "heads", "projection", "cost"), OPTVQ)
 def test_optvq(case: str, heads: int, projection: bool, cost: str, near: Near) -> None:
     wanted = golden("optvq", case)
     quantizer = Sinkhorn(LatentShape(16, D), codebook_size=K, heads=heads, projection=projection, cost=cost).train()
@@ -108,6 +109,24 @@ def test_optvq(case: str, heads: int, projection: bool, cost: str, near: Near) -
         holding(quantizer.projection, weight=wanted["weight"], bias=wanted["bias"])
         learned |= {"weight": quantizer.projection.weight, "bias": quantizer.projection.bias}
     compare(quantizer, wanted, near, **learned)
+
+
+@pytest.mark.parametrize(("case", "heads", "projection", "cost"), OPTVQ)
+def test_optvq_evaluated_as_released(case: str, heads: int, projection: bool, cost: str, near: Near) -> None:
+    """Its evaluation assigns the batch by the plan too: other codes than the nearest, and alone an image gets others."""
+    wanted = golden("optvq", case)
+    quantizers = [Sinkhorn(LatentShape(16, D), codebook_size=K, heads=heads, projection=projection, cost=cost,
+                           evaluation=evaluation).eval() for evaluation in ("plan", "nearest")]
+    for quantizer in quantizers:
+        holding(quantizer, codebook=wanted["table"])
+        if projection:
+            holding(quantizer.projection, weight=wanted["weight"], bias=wanted["bias"])
+    planned, nearest = (quantizer(wanted["eval_latents"]) for quantizer in quantizers)
+    assert torch.equal(planned.codes.flatten(), wanted["eval_codes"].flatten().long())
+    near(planned.quantized, wanted["eval_quantized"])
+    assert (planned.codes != nearest.codes).any()
+    assert (quantizers[0](wanted["eval_latents"][:1]).codes != planned.codes[:1]).any()
+    assert torch.equal(quantizers[1](wanted["eval_latents"][:1]).codes, nearest.codes[:1])
 
 
 @pytest.mark.parametrize(("case", "keywords"), [

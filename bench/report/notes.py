@@ -130,6 +130,7 @@ def _how_measured(columns: Sequence[Built]) -> list[str]:
              if "test" in r.data and v.images < r.data["test"].images}
     if fewer:
         notes.append(f"Measured on the first {_few(sorted(fewer))} test images.")
+    notes += _assigned_together(columns)
     notes += _other_networks(columns)
     for weights in sorted({str(v.settings.get("weights", "live")) for b in columns for _, v in b.values} - {"live"}):
         titles = [b.column.title for b in columns if any(v.settings.get("weights") == weights for _, v in b.values)]
@@ -150,6 +151,17 @@ def _how_measured(columns: Sequence[Built]) -> list[str]:
         shown = [f"{protocol} ({', '.join(titles)})" for protocol, titles in named.items()]
         notes.insert(0, f"Measuring protocols: {'; '.join(shown)}.")
     return notes
+
+
+def _assigned_together(columns: Sequence[Built]) -> list[str]:
+    """Which runs' codes depend on the batch that was measured, and of how many images it was."""
+    found: dict[float, dict[str, None]] = {}
+    for built in columns:
+        for record, value in built.values:
+            if (batch := value.details.get("batch")) is not None:
+                found.setdefault(batch, {})[record.label] = None
+    return [f"Codes assigned over batches of {int(batch):,} images together, so that those of an image depend on the "
+            f"others: {_few(list(labels))}." for batch, labels in sorted(found.items())]
 
 
 def _protocol(built: Built, value: Value) -> str:

@@ -22,14 +22,16 @@ from implementations.search.statistics import add_statistics
 
 @register("quantizer", "sinkhorn")
 class Sinkhorn(Quantizer):
-    """In training the batch is spread evenly over all codes; in eval each latent takes its nearest code.
+    """In training the batch is spread evenly over all codes; in eval each latent takes its nearest code, or is spread too.
 
     The training plan gives every code the mass 1/K and every latent 1/N; a latent's code is the largest entry of its
     row (see `sinkhorn_codes`). It is defined over the whole batch of all processes, so the training forward sums
     across processes: one of the documented exceptions of `Quantizer.after_step`. With gradient accumulation the batch
-    is the micro-batch. The published evaluation runs the same plan, and its codes depend on the batch; ours does not.
-    Straight-through gradient; `commitment` has weight 1 and `codebook` 0.25, as published.
+    is the micro-batch. Straight-through gradient; `commitment` has weight 1 and `codebook` 0.25, as published.
 
+    evaluation: `nearest` code, whatever else is in the batch; `plan`, as in the released code: the training's plan over
+        the batch that is evaluated, so that the codes of an image change with its company, and alone it gets others.
+        The published numbers come from batches of 64 images. No second stage should be trained on codes of `plan`.
     heads: a latent is cut into so many consecutive groups of channels. All groups are rows of one plan and share one
         table; each is a level of the layout. Published: 4 or 8.
     codebook_dim: width of a code, so of one head; the tokenizer's width over heads where it is not given.
@@ -43,6 +45,7 @@ class Sinkhorn(Quantizer):
     """
 
     title = "OptVQ"
+    neutral = {"evaluation": "nearest"}
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Sinkhorn(Quantizer):
         iterations: int = 5,
         cost: Literal["standardized", "scaled", "plain"] = "standardized",
         stabilizer: float = 1e-8,
+        evaluation: Literal["nearest", "plan"] = "nearest",
     ) -> None:
         super().__init__()
         for key, value in (("heads", heads), ("iterations", iterations), ("kmeans_iterations", kmeans_iterations)):
@@ -80,6 +84,7 @@ class Sinkhorn(Quantizer):
         self.heads, self.dim = heads, dim
         self.started = init == "normal"             # a Python flag: a tensor in an `if` would synchronise
         self.lloyd = kmeans_iterations if init == "kmeans" else 0
+        self.depends_on_batch = evaluation == "plan"
         self.plan = {"epsilon": epsilon, "iterations": iterations, "cost": cost, "stabilizer": stabilizer}
         self.loss_weights = {"commitment": 1.0, "codebook": 0.25}
 
@@ -89,7 +94,8 @@ class Sinkhorn(Quantizer):
             if self.training and not self.started:
                 self._start(z)
             table = self._table()
-            codes = sinkhorn_codes(z, table, **self.plan) if self.training else nearest_codes(z, table)
+            planned = self.training or self.depends_on_batch
+            codes = sinkhorn_codes(z, table, **self.plan) if planned else nearest_codes(z, table)
             q, commitment, codebook = straight_through_lookup(z, table, codes)
         return QuantizerOutput(q.view(latents.shape).to(latents.dtype), codes.view(*latents.shape[:2], self.heads),
                                {"commitment": commitment, "codebook": codebook})

@@ -1,4 +1,4 @@
-"""Goldens of OptVQ's quantizer in training: zbr17/OptVQ at commit b71895cc931b.
+"""Goldens of OptVQ's quantizer in training and in evaluation: zbr17/OptVQ at commit b71895cc931b.
 
     python tests/parity/make_optvq.py CHECKOUT
 
@@ -39,4 +39,8 @@ for case, heads, projected, mode in (("plain", 1, False, "all"), ("heads", 4, Tr
     cases[case] = {"codes": codes, "loss": loss, "quantized": quantized, "latents": z, "toward": toward, **names,
                    "latents_grad": found[0],
                    **{f"{name}_grad": grad for name, grad in zip(names, found[1:], strict=True)}}
+    with torch.no_grad():
+        other = rows(maps(5)).contiguous()
+        quantized, _, codes = quantizer.eval()(other)
+    cases[case] |= {"eval_latents": other, "eval_codes": codes, "eval_quantized": quantized}
 save("optvq", cases)
