@@ -108,10 +108,16 @@ def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
         if name and (name.startswith(prefixes) or (own and all(f"{name}.{n}".startswith(prefixes) for n in own))):
             module.eval()
             module.train = _stays(module)               # type: ignore[method-assign]
+            if hasattr(module, "after_step"):
+                module.after_step = _rests              # type: ignore[assignment]
 
 
 def _stays(module: nn.Module) -> Callable[[bool], nn.Module]:
     return lambda mode=True: module
+
+
+def _rests(step: int) -> None:
+    """In place of a quantizer's `after_step`, where averages would fade and codes be replaced."""
 
 
 def _of_run(train_id: str, label: str, weights: str, places: Places) -> dict[str, Any]:

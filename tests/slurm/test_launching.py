@@ -297,3 +297,28 @@ def test_thirty_runs_are_submitted_followed_and_reported(bench):
     assert (bench.folder / "reports" / "six" / "table.md").is_file()
     bench("retry", str(path), "--launcher", "slurm", "--wait")
     assert set(bench.states(path).values()) == {"done"}
+
+
+def test_a_run_that_begins_with_anothers_weights_waits_for_its_job(bench):
+    stages = [{"label": "two", "train.init_from": {"run": "one"}}, {"label": "one", "train.steps": 3}]
+    path = bench.write(suite(seeds=[0], axes={"train.steps": [2]}, include=stages))
+    bench("run", str(path), "--launcher", "slurm", do={"*": "sleep:3"})
+    rows = bench.until_states(path, dict.fromkeys(("one", "two", "steps=2"), "done"), seconds=120)
+    began, ended = {}, {}
+    for label, row in rows.items():
+        folder = bench.folder / "runs" / row["train_id"]
+        began[label] = yaml.safe_load((folder / "environment.json").read_text())["started"]
+        ended[label] = float((folder / "ended").read_text())
+    assert began["two"] > ended["one"]
+
+
+def test_a_job_whose_forerunner_was_cancelled_leaves_the_queue_and_both_are_run_again(bench):
+    stages = [{"label": "two", "train.init_from": {"run": "one"}}, {"label": "one", "train.steps": 3}]
+    path = bench.write(suite(seeds=[0], axes={"train.steps": [2]}, include=stages))
+    bench("run", str(path), "--launcher", "slurm", do={"*": "sleep:60"})
+    until(lambda: bench.states(path)["one"] == "running", "the first to run")
+    bench("cancel", str(path), "--only", "one")
+    bench.until_states(path, {"one": "cancelled", "two": "cancelled"}, seconds=90)
+    bench("run", str(path), "--launcher", "slurm", do={"*": "train"})
+    bench("retry", str(path), "--launcher", "slurm", do={"*": "train"})
+    bench.until_states(path, {"one": "done", "two": "done"}, seconds=120)
