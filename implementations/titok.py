@@ -31,6 +31,8 @@ class TiTok(Tokenizer):
     such a loss), in the second encoder and quantizer are frozen and the rest learns from pixels. Trained from pixels in
     one go it is a tokenizer as well, which has not been published.
 
+    decoder_width, decoder_depth, decoder_heads: as in the encoder where not given. BL and SL have the decoder of L, 8192
+        codes of 64 that are compared as they are, and 64 to 256 tokens.
     mixed: the released S, B and L mix tokens and channels in front of the quantizer, see TiTokEncoder; BL and SL do not.
     proxy_channels, proxy_multipliers: of the proxy's convolutional decoder; the patch has to be 2^(multipliers - 1).
     The network reads pixels in [0, 1], and writes them so.
@@ -38,6 +40,7 @@ class TiTok(Tokenizer):
     """
 
     title = "TiTok"
+    neutral = {"decoder_width": None, "decoder_depth": None, "decoder_heads": None}
     small = {"tokens": 4, "width": 8, "depth": 1, "heads": 2,
              "quantizer": {"name": "vq", "codebook_size": 16, "codebook_dim": 4, "normalize": "both"}}
 
@@ -53,6 +56,9 @@ class TiTok(Tokenizer):
         heads: int = 12,
         head: Literal["pixels", "proxy"] = "pixels",
         mixed: bool = False,
+        decoder_width: int | None = None,
+        decoder_depth: int | None = None,
+        decoder_heads: int | None = None,
         proxy_channels: int = 128,
         proxy_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
     ) -> None:
@@ -67,6 +73,7 @@ class TiTok(Tokenizer):
         self.quantizer = component("quantizer", quantizer)(LatentShape(positions=tokens, dim=width))
         taken, handed = self.quantizer.input_dim, self.quantizer.output_dim
         self.encoder = TiTokEncoder(side, patch, tokens, taken, width, depth, heads, mixed=mixed)
+        width, depth, heads = decoder_width or width, decoder_depth or depth, decoder_heads or heads
         self.decoder = TiTokDecoder(side, tokens, handed, width, depth, heads)
         self.head = head
         if head == "pixels":
