@@ -35,7 +35,7 @@ FOLDER = Path(__file__).parent / "checkpoints"
 HUB = "https://huggingface.co"
 WEIGHTS = "model.safetensors"           # of our own folders
 SETTINGS = "tokenizer.json"
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 Progress = Callable[[int, int], None]
 Listed = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)

@@ -273,18 +273,32 @@ def fill(tokenizer: Tokenizer, state: Mapping[str, Any], where: Path) -> None:
 
 
 class Inert:
-    """Stands where a file names a class of another program (a trainer's callback, a config): never run, never looked at."""
+    """Stands where a file names a class of another program (a trainer's callback, a config, a module): never run. Of a
+    module its tensors can be had."""
 
     def __init__(self, *inputs: Any, **keywords: Any) -> None: ...
 
-    def __setstate__(self, state: Any) -> None: ...
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """As the module's own, whatever hooks it had. Raises BadInput for what was no module."""
+        state = getattr(self, "state", None)
+        if not isinstance(state, Mapping) or "_parameters" not in state:
+            raise BadInput("an object of another program instead of tensors")
+        passing = state.get("_non_persistent_buffers_set", ())
+        own = {**state["_parameters"], **{k: v for k, v in state["_buffers"].items() if k not in passing}}
+        found = {name: tensor for name, tensor in own.items() if tensor is not None}
+        for part, module in state["_modules"].items():
+            found |= {f"{part}.{name}": tensor for name, tensor in module.state_dict().items()} if module is not None else {}
+        return found
 
 
 def _read(path: Path) -> dict[str, Any]:
     """What is in a weight file: safetensors, or torch's with weights_only=True. Raises BadInput.
 
     Training frameworks leave objects of their own beside the tensors; weights_only refuses their classes, so each is
-    replaced by one that does nothing.
+    replaced by one that does nothing. A whole pickled module is read as its tensors.
     """
     try:
         if path.suffix == ".safetensors":
@@ -294,6 +308,8 @@ def _read(path: Path) -> dict[str, Any]:
         strangers = [(Inert, name) for name in _strangers(path)]
         with torch.serialization.safe_globals(strangers):
             content = torch.load(path, map_location="cpu", weights_only=True)
+        if isinstance(content, Inert):
+            content = content.state_dict()
     except FileNotFoundError as error:
         raise BadInput(f"{path}: there is no such file") from error
     except Exception as error:                  # a dozen kinds, for files that are cut short or are something else
