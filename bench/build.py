@@ -12,7 +12,7 @@ import torch
 from bench.distributed import derived_seed
 from bench.errors import BadInput, Incompatible
 from bench.init_from import freeze
-from bench.interfaces import Objective, Tokenizer
+from bench.interfaces import Loss, Objective, Tokenizer
 from bench.optim import PlayerOptimizer, WeightAverage
 from bench.registry import did_you_mean, source_file
 from bench.run import Checked, Run
@@ -36,6 +36,9 @@ def build_model(spec: TrainSpec) -> tuple[Tokenizer, Objective]:
     model = spec.model.partial()(spec.dataset.kwargs["image_size"])
     objective = spec.objective.partial()()
     objective.begin(spec.dataset.kwargs["image_size"])
+    for part in objective.modules():
+        if isinstance(part, Loss):
+            part.begin(model)
     return model, objective
 
 

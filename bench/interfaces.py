@@ -121,6 +121,9 @@ class Tokenizer(nn.Module, ABC):
 class Loss(nn.Module, ABC):
     """One named summand of an objective. May own a trained head."""
 
+    def begin(self, model: Tokenizer) -> None:
+        """Once, after construction: a head whose shape depends on the tokenizer is built here."""
+
     @abstractmethod
     def forward(self, batch: Batch, output: TokenizerOutput) -> Tensor:
         """A scalar, unweighted."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench import weights
@@ -106,7 +107,7 @@ def _file(name: str, places: Places | None) -> Path:
 def _state(path: Path) -> dict[str, Tensor]:
     """The state dict in a file. Raises BadInput where it is none."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                  # torch.load raises a dozen kinds for a file that is cut short
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{path}: no readable weight file ({reason}); {AGAIN}") from error

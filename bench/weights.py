@@ -24,6 +24,7 @@ from bench.places import Places
 from bench.registry import did_you_mean
 
 TORCHVISION = "https://download.pytorch.org/models"
+HUB = "https://huggingface.co"
 FIDELITY = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,19 @@ FILES = {
     "dino_vits16": WeightFile(
         "dino_deitsmall16_pretrain.pth", "", "", 83,
         "DINO ViT-S/16, Apache-2.0, dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain; trained on ImageNet"),
+    # teachers of a representation loss, in the folders that their repositories on the hub make
+    "clip_vitl14": WeightFile(
+        "clip-vit-large-patch14/model.safetensors",
+        f"{HUB}/openai/clip-vit-large-patch14/resolve/32bd64288804d66eefd0ccbe215aa642df71cc41/model.safetensors",
+        "a2bf730a", 1711, "OpenAI's CLIP ViT-L/14, MIT; trained on images of the web"),
+    "clip_vitb16": WeightFile(
+        "clip-vit-base-patch16/pytorch_model.bin",
+        f"{HUB}/openai/clip-vit-base-patch16/resolve/57c216476eefef5ab752ec549e440a49ae4ae5f3/pytorch_model.bin",
+        "ec89c7b0", 599, "OpenAI's CLIP ViT-B/16, MIT; trained on images of the web"),
+    "dinov2_vits14": WeightFile(
+        "dinov2-small/model.safetensors",
+        f"{HUB}/facebook/dinov2-small/resolve/ed25f3a31f01632728cabb09d1542f84ab7b0056/model.safetensors",
+        "ae1e99fc", 88, "DINOv2 ViT-S/14, Apache-2.0; trained on LVD-142M"),
     "inception": WeightFile(
         "weights-inception-2015-12-05-6726825d.pth",
         f"{FIDELITY}/weights-inception-2015-12-05-6726825d.pth",
@@ -84,9 +98,10 @@ FILES = {
 def needed(attributes: Mapping[str, Any], keywords: Mapping[str, Any]) -> list[str]:
     """Names of the files a component needs, from its literal class attributes and its bound keywords.
 
-    A keyword that says `random` asks for a network without a file.
+    A keyword that says `random` asks for a network without a file, one that is null for none.
     """
-    return [name for need in attributes.get("needs", ()) if (name := need.format(**keywords)) != "random"]
+    named = [need.format(**keywords) for need in attributes.get("needs", ())]
+    return [name for name in named if name not in ("random", "None")]
 
 
 def find(name: str, places: Places) -> Path | None:

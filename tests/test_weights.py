@@ -15,7 +15,7 @@ from bench.places import Places
 from bench.protocol import FOLDER, load_protocol, protocols
 from bench.registry import signature
 from bench.spec import bind
-from bench.weights import FILES, WeightFile, download, find, identity, missing, needed, sentence, sha256
+from bench.weights import FILES, HUB, WeightFile, download, find, identity, missing, needed, sentence, sha256
 
 OFFICIAL = b"the published bytes"
 
@@ -49,7 +49,10 @@ def put(folder: Path, known: WeightFile, content: bytes = OFFICIAL) -> Path:
 
 def test_file_names_hold_the_start_of_their_hash() -> None:
     for known in FILES.values():
-        if known.url:                           # others are named by whoever made them
+        if known.url.startswith(HUB):           # of a repository on the hub: at a revision, its folder's name kept
+            _, repository, where, revision, name = known.url.removeprefix(f"{HUB}/").split("/")
+            assert where == "resolve" and len(revision) == 40 and known.file == f"{repository}/{name}" and known.prefix
+        elif known.url:                         # others are named by whoever made them
             assert known.file.endswith(f"-{known.prefix}.pth") and known.url.endswith(f"/{known.file}")
 
 
