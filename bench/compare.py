@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SANITY = "sanity.jsonl"
-TRAINING_ONLY = ("train_images", "crop")        # keywords of data sets that leave the test images alone
+# keywords of data sets that leave the test images alone
+TRAINING_ONLY = ("train_images", "crop", "short_side", "filter", "area", "distort")
 NOT_CODE = ("finished", "not_finite")           # of the provenance: says when, not how
 FEW = 20                                        # images below which a bootstrap is too sure of itself
 
