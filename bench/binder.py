@@ -130,6 +130,7 @@ class Draft:
     data: dict[str, Any] = field(default_factory=dict)
     written: tuple[tuple[KeyPath, dict[KeyPath, Where]], ...] = ()      # (path, origins below it), the last one counts
     label: str | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)                # of each axis with several values
 
     def set(self, path: tuple[str, ...], value: Any, origins: dict[KeyPath, Where]) -> None:
         """Write a value and, for every path below it, where it was written (`origins`: relative paths)."""
@@ -163,7 +164,7 @@ class Draft:
         return True
 
     def copy(self) -> Draft:
-        return Draft(self.data, self.written, self.label)
+        return Draft(self.data, self.written, self.label, self.chosen)
 
 
 def _with(here: Any, path: KeyPath, value: Any) -> Any:

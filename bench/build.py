@@ -67,10 +67,11 @@ def wants_compile(loop: LoopSettings, device: torch.device) -> bool:
 
 
 def compile_model(model: Tokenizer, loop: LoopSettings, device: torch.device) -> None:
-    """Compile encode and decode (never the quantizer: its search is ours). Names in state dicts do not change."""
+    """Compile what the tokenizer names, encode and decode (never the quantizer: its search is ours). Names in state dicts do
+    not change."""
     if wants_compile(loop, device):
-        model.encode = torch.compile(model.encode)
-        model.decode = torch.compile(model.decode)
+        for name in model.compiled:
+            setattr(model, name, torch.compile(getattr(model, name)))
 
 
 def autocast(spec: TrainSpec, device: torch.device) -> tuple[str, Callable[[], AbstractContextManager]]:

@@ -79,6 +79,7 @@ class Tokenizer(nn.Module, ABC):
     """A pure map: encode, quantize, decode. It never scores or trains itself."""
 
     loss_weights: Mapping[str, float] = {}      # losses of its own, beyond the quantizer's
+    compiled: ClassVar[tuple[str, ...]] = ("encode", "decode")      # methods that `train.compile` compiles
     quantizer: Quantizer
 
     @abstractmethod

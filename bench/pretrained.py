@@ -19,7 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench import weights
+from bench.catalogue import Found
 from bench.errors import BadInput
+from bench.load import open_checkpoint
 from bench.networks import FoldedInception, MobileNetV2
 from bench.places import Places
 
@@ -89,6 +91,15 @@ def classifier(name: str, places: Places | None = None) -> nn.Module:
     Raises BadInput where the file is missing or damaged.
     """
     return _classifier(name, None if name == "random" else _file(name, places))
+
+
+def tokenizer(name: str, format: str, places: Places | None = None) -> nn.Module:
+    """A published tokenizer of 256 pixels, read as that format: images [B, 3, H, W] in [-1, 1] -> TokenizerOutput.
+
+    Frozen, the same object at every call. Raises BadInput where the file is missing or is no such tokenizer.
+    """
+    places = places or Places.find()
+    return _tokenizer(_file(name, places), format, places)
 
 
 def tensors(name: str, places: Places | None = None) -> dict[str, Tensor]:
@@ -161,6 +172,13 @@ def _classifier(name: str, path: Path | None) -> nn.Module:
     except RuntimeError as error:
         raise _not_this_network(path, error) from error
     return _frozen(network)
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _tokenizer(path: Path, format: str, places: Places) -> nn.Module:
+    with torch.device("cpu"):
+        return _frozen(open_checkpoint(Found(path.stem, path), places, format=format).tokenizer)
 
 
 @functools.cache

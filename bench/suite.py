@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,8 @@ class SuiteFrame(Spec):
     question: Annotated[str, Field(description="the one question that this suite answers, as a sentence")]
     base: Annotated[dict[str, Any], Field(description="settings that all runs share")]
     axes: Annotated[dict[str, list[Any]], Field(description="dotted key -> values; their product")] = {}
-    zip: Annotated[tuple[dict[str, list[Any]], ...], Field(description="groups of keys that move together")] = ()
+    zip: Annotated[tuple[dict[str, list[Any]], ...], Field(
+        description="groups of keys that move together; the key label names the runs")] = ()
     include: Annotated[tuple[dict[str, Any], ...], Field(description="further runs: base with these settings")] = ()
     exclude: Annotated[tuple[dict[str, Any], ...], Field(description="leave out the runs that match")] = ()
     override: Annotated[tuple[Override, ...], Field(description="change settings of the runs that match")] = ()
@@ -129,7 +131,7 @@ class Suite:
             return []
         binder = Binder(problems, places)
         runs: dict[str, Run] = {}
-        labels = [draft.label or label for draft, label in zip(drafts, _labels(drafts), strict=True)]
+        labels = _named(drafts)
         made: dict[int, Run] = {}
         for i, parent in _parents_first(drafts, labels, problems):
             draft = drafts[i]
@@ -262,7 +264,12 @@ class Suite:
         for combination in itertools.product(*choices):
             draft = base.copy()
             for key, value, path in sorted(itertools.chain(*combination), key=lambda s: s[0].count(".")):
-                draft.set(tuple(key.split(".")), value, self._origins(path))
+                if key == "label":
+                    draft.label = str(value)
+                else:
+                    draft.set(tuple(key.split(".")), value, self._origins(path))
+            draft.chosen = {key: value for key, value, path in itertools.chain(*combination)
+                            if path[0] == "axes" and len(frame.axes[key]) > 1}
             drafts.append(draft)
         for i, settings in enumerate(frame.include):
             draft = base.copy()
@@ -450,18 +457,31 @@ def _labels(drafts: list[Draft]) -> list[str]:
     return [" ".join(f"{words[k]}{row[k]}" for k in varying if k in row) or "run" for row in flat]
 
 
+def _named(drafts: Sequence[Draft]) -> list[str]:
+    """A label for each: its own, with the axes' values where several share it; else what differs from the others."""
+    shared = {label for label, count in Counter((d.label, _same(d.get(("train", "seed")))) for d in drafts).items() if count > 1}
+    names = []
+    for draft, other in zip(drafts, _labels(drafts), strict=True):
+        words = [f"{key.rpartition('.')[2]}={show(value)}" for key, value in draft.chosen.items()
+                 if (draft.label, _same(draft.get(("train", "seed")))) in shared]
+        names.append(" ".join([draft.label, *words]) if draft.label else other)
+    return names
+
+
 def _parents_first(drafts: Sequence[Draft], labels: Sequence[str], problems: dict[str, None]) -> Iterator[tuple[int, int | None]]:
     """(position of a draft, that of the one it begins from): in the order given, but after that one.
 
-    A label stands for the run of that name and of the same seed."""
+    A label stands for the run of that name, of the same seed and of the same values of all axes."""
     seeds = [draft.get(("train", "seed")) for draft in drafts]
     parents: dict[int, int] = {}
     for i, draft in enumerate(drafts):
         wanted = draft.get(("train", "init_from", "run"))
         if not isinstance(wanted, str):
             continue
-        named = [j for j, label in enumerate(labels) if wanted in (label, label.removesuffix(f" seed={seeds[j]}"))]
-        fitting = [j for j in named if seeds[j] == seeds[i]] or named
+        fitting = [j for j, label in enumerate(labels)
+                   if wanted in (drafts[j].label, label, label.removesuffix(f" seed={seeds[j]}"))]
+        for like in (lambda j, i=i: seeds[j] == seeds[i], lambda j, i=i: drafts[j].chosen == drafts[i].chosen):
+            fitting = [j for j in fitting if like(j)] or fitting
         sentence = ("" if len(fitting) == 1 else "several runs are called so" if fitting else
                     f"no run of this suite is called so{did_you_mean(wanted, set(labels))}")
         if sentence:

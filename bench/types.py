@@ -78,6 +78,7 @@ class TokenizerOutput:
     codes: Tensor | None                        # [B, N, L]
     losses: dict[str, Tensor] = field(default_factory=dict)     # quantizer's and tokenizer's own
     log_scale: Tensor | None = None             # [B, 3, H, W], where the decoder gives a distribution (logit-Laplace's ln b)
+    logits: Tensor | None = None                # [B, K, h, w], where the decoder predicts another tokenizer's codes
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ FILES = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__in
          for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))}
 #: modules that plan, list, launch and report: no torch at import, nor in anything they import
 TORCH_FREE = {"bench", "bench.__main__", *(f"bench.{name}" for name in (
-    "binder", "catalogue", "checked", "cli", "cli_checkpoints", "cli_numbers", "cli_profile", "cli_view", "collect", "compare", "curves", "diagnostics", "download", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
+    "binder", "catalogue", "checked", "cli", "cli_checkpoints", "cli_numbers", "cli_profile", "cli_view", "collect", "compare", "costs", "curves", "diagnostics", "download", "drive", "errors", "explain", "failures", "files", "follow", "image_cache", "image_dataset",
     "image_files", "jobs", "launch", "npz", "places", "plan", "points", "preflight", "protocol", "provenance", "published", "registry", "reporting", "resources", "results", "run",
     "runs", "scheduler", "schema", "share", "site", "slurm", "spec", "stopping", "submissions", "submit", "suite", "task", "terminal", "timings",
     "verify", "versions", "weights", "yaml_lines", "cli_share"))}
@@ -39,13 +39,15 @@ LAYERS = [
     {"bench.places", "bench.spec", "bench.code_histogram", "bench.per_image", "bench.originals",
      "bench.frechet", "bench.npz"},
     {"bench.results", "bench.protocol", "bench.weights", "bench.image_files", "bench.optim", "bench.site", "bench.timings"},
-    {"bench.catalogue", "bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train", "bench.pretrained"},
-    {"bench.load", "bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
+    {"bench.costs", "bench.catalogue", "bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train"},
+    {"bench.load"},
+    {"bench.pretrained"},
+    {"bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",
      "bench.together", "bench.validate", "bench.verify", "bench.submissions", "bench.task"},
     {"bench.init_from"},
-    {"bench.profile", "bench.view", "bench.levels", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
-    {"bench.throughput", "bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
-    {"bench.checkpoint_records", "bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},
+    {"bench.structure", "bench.profile", "bench.view", "bench.levels", "bench.feature_sets", "bench.binder", "bench.build", "bench.diagnostics", "bench.launch", "bench.slurm"},
+    {"bench.samples", "bench.score", "bench.suite", "bench.checked", "bench.submit"},
+    {"bench.throughput", "bench.checkpoint_records", "bench.collect", "bench.preflight", "bench.sanity", "bench.schema"},
     {"bench.plan", "bench.points", "bench.reporting", "bench.share"},
     {"bench.execute", "bench.failures", "bench.follow"},
     {"bench.drive", "bench.explain"},
