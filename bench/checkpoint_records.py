@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from bench.provenance import provenance
 from bench.registry import signature
 from bench.results import FILE, Component, Record, Value, read_records, write_records
 from bench.run import Wanted, data_key, describe
+from bench.runs import RunFolder
 from bench.spec import ComponentSpec, Grown, flatten, identity
 from bench.weights import FILES, missing, needed
 
@@ -188,6 +190,8 @@ def _record(
                   "license": listed.license, "paper": listed.paper or None}
     elif row.found is not None and row.found.link:
         facts["weights"] = row.found.link
+    elif row.found is not None and (ours := _trained_here(row.found.path)) is not None:
+        facts |= {key: ours.provenance[key] for key in ("from_scratch", "pretrained") if key in ours.provenance}
     layout: dict[str, Any] = {}
     parameters: dict[str, int] = {}
     if opened is not None:
@@ -201,3 +205,9 @@ def _record(
         components=row.on.dataset.components | components, layout=layout, parameters=parameters, values=dict(values),
         data={"test": row.on.test}, cost={"evaluate_seconds": seconds}, provenance=facts,
     )
+
+
+def _trained_here(path: Path) -> Record | None:
+    """What is recorded of the run of ours whose folder, or a checkpoint of which, this is."""
+    folder = next((f for f in (path, path.parent.parent) if (f / "spec.json").is_file()), None)
+    return None if folder is None else RunFolder(folder.parent, folder.name).record()

@@ -23,6 +23,7 @@ from bench.launch import launch, pick_launcher
 from bench.places import Places
 from bench.plan import ANEW, OPEN, TO_RUN, Planned, plan
 from bench.preflight import preflight, writable
+from bench.provenance import origins
 from bench.results import Record
 from bench.run import Run
 from bench.runs import RunFolder
@@ -194,6 +195,7 @@ def _record_skipped(run: Run, reason: str, places: Places) -> None:
     folder.create().write_record(Record(
         train_id=run.train_id, label=run.label, state="skipped", reason=reason, debug=run.train.debug,
         spec=run.train.model_dump(mode="json"), fields=run.fields, components=run.components, data=run.data,
+        provenance=origins(run.train, run.start.label if run.start is not None else None),
     ))
 
 

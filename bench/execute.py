@@ -35,7 +35,7 @@ from bench.init_from import NotThere, begin
 from bench.levels import write_levels
 from bench.places import Places
 from bench.plan import run_digest
-from bench.provenance import changed, changes_told, provenance, save_code
+from bench.provenance import changed, changes_told, origins, provenance, save_code
 from bench.registry import include_from_environment, resolve
 from bench.results import Record, Value
 from bench.run import Run, Wanted, data_key, open_images, streams
@@ -566,7 +566,7 @@ class _Story:
         if self.seconds and step:
             cost["images_per_second"] = step * spec.batch_size / self.seconds
             cost["seconds_per_step"] = self.seconds / step
-        facts = self.code | {
+        facts = self.code | origins(spec, run.start.label if run.start is not None else None) | {
             "sources": run_digest(run), "device": _device_name(self.device), "threads": torch.get_num_threads(),
             "processes": world_size(), "precision": autocast(spec, self.device)[0],
             "compiled": wants_compile(loop, self.device), "finished": _now(),

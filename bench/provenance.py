@@ -1,4 +1,5 @@
-"""Which code made a number: commit, changes to it, versions. No paths and no host names. Torch-free."""
+"""Which code made a number: commit, changes to it, versions; and what a tokenizer starts from. No paths and no host names.
+Torch-free."""
 
 from __future__ import annotations
 
@@ -15,6 +16,9 @@ from typing import Any
 
 from bench.errors import BadInput
 from bench.files import write_atomic
+from bench.registry import signature
+from bench.spec import ComponentSpec, TrainSpec
+from bench.weights import needed
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("bench", "implementations", "pyproject.toml")      # results and reports change with every run
@@ -22,6 +26,13 @@ PACKAGES = (
     "tokenizer-bench", "torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow", "einops", "lpips",
     "torch-fidelity", "submitit", "pydantic", "PyYAML", "pyarrow",
 )
+
+#: how files of bench/weights.py are called in a record; a network without an entry by its name there
+TITLES = {
+    "lpips_alex": "LPIPS-AlexNet", "lpips_vgg": "LPIPS-VGG", "lpips_squeeze": "LPIPS-SqueezeNet", "resnet50": "ResNet-50",
+    "convnext_small": "ConvNeXt-S", "dino_vits16": "DINO ViT-S/16", "clip_vitl14": "CLIP ViT-L/14",
+    "clip_vitb16": "CLIP ViT-B/16", "dinov2_vits14": "DINOv2 ViT-S/14", "maskgit_vqgan": "MaskGIT's VQGAN",
+}
 
 
 def provenance(places: object = None, *, packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
@@ -155,3 +166,38 @@ def save_code(folder: Path) -> None:
     if changes := git_state()[1]:
         write_atomic(folder / f"changes{number}.patch", changes)
     write_atomic(folder / f"provenance{number}.json", json.dumps(facts, indent=1, sort_keys=True) + "\n")
+
+
+# -- what a tokenizer starts from ---------------------------------------------------------------------------------------
+
+
+def origins(train: TrainSpec, start: str | None = None) -> dict[str, Any]:
+    """from_scratch and pretrained, for a record, as those of published checkpoints have them.
+
+    from_scratch: no part of the tokenizer is another network, holds its features (a codebook from a file), or begins with
+    other weights than drawn ones (`train.init_from`, whose label is `start`). What it only learns from, a loss or the trunk
+    of a discriminator, is named in `pretrained` and changes nothing of that: OptVQ's table has VQGAN with LPIPS as from
+    scratch, VQGAN-LC with CLIP's features as its table not.
+
+    A component says in its literal class attribute `needs` which files it uses, and in `pretrained` what else of it comes
+    from elsewhere, with keywords in braces.
+    """
+    inside = [named for part in _all(train.model) for named in _named(part)]
+    if train.init_from is not None:
+        label = start or "another run"
+        inside.append(f"weights of {Path(label).name if label[0] in '/~.' else label} (start)")
+    beside = [named for part in _all(train.objective) for named in _named(part)]
+    return {"from_scratch": not inside, "pretrained": list(dict.fromkeys([*inside, *beside]))}
+
+
+def _all(component: ComponentSpec) -> list[ComponentSpec]:
+    return [component, *(below for _, below in component.nested())]
+
+
+def _named(part: ComponentSpec) -> list[str]:
+    attributes = signature(part.kind, part.name).attributes
+    # a path says where a file is on one machine: only its last part is kept
+    words = {key: Path(value).name if isinstance(value, str) else value for key, value in part.kwargs.items()}
+    found = [TITLES.get(name, name) for name in needed(attributes, part.kwargs)]
+    found += [text.format(**words) for text in attributes.get("pretrained", ())]
+    return [f"{name} ({part.kind})" for name in found]

@@ -34,6 +34,9 @@ DOTTED = {
     "cost.peak_memory_bytes": ("peak memory (GiB)", 2**-30, 2),
 }
 
+#: how a fact that is true or not is shown
+SIGNS = {"provenance.from_scratch": ("×", "√")}
+
 #: train id -> column -> sentences: what bench/report/gates.py doubts
 Doubts = Mapping[str, Mapping[str, Sequence[str]]]
 
@@ -205,11 +208,20 @@ def _property_column(key: ColumnKey, rows: Rows) -> Built:
         if found and str(found[0]).startswith("https://") and len(set(found)) == 1:
             return Cell(found[0].rstrip("/").rpartition("/")[2], n=len(found), notes=notes, link=found[0])
         if found:
-            return Cell("; ".join(dict.fromkeys(plain(x) for x in found)), n=len(found), notes=notes)
+            return Cell("; ".join(dict.fromkeys(fact(key.key, x) for x in found)), n=len(found), notes=notes)
         return not_trained(group, rows) or Cell(DASH, mark="missing", notes=otherwise)
 
     return Built(key, Column(key.key, key.title if key.title is not None else title),
                  tuple(cell(g, ("not recorded",)) for g in rows.groups), tuple(cell(g, ()) for g in rows.sanity))
+
+
+def fact(key: str, value: Any) -> str:
+    """A fact of a record that is no number, as a reader expects it."""
+    if isinstance(value, bool) and key in SIGNS:
+        return SIGNS[key][value]
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value)) or "none"
+    return plain(value)
 
 
 def _of_others(runs: Sequence[Record], section: str, name: str, show: Any) -> tuple[str, ...]:

@@ -115,6 +115,7 @@ def _section(
     told = [("finished", kept.get("finished")), ("commit", kept.get("commit")), ("device", kept.get("device")),
             ("precision", kept.get("precision")), ("processes", kept.get("processes")), ("Python", kept.get("python")),
             ("torch", (kept.get("versions") or {}).get("torch")),
+            ("pretrained", ", ".join(kept.get("pretrained") or ())),
             ("uncommitted changes", "yes: its folder keeps them" if kept.get("dirty") else None)]
     return {
         "id": record.train_id, "label": record.label,

@@ -13,6 +13,8 @@ from implementations.codebook.parts import Init
 class File(Init):
     """file: an .npy, or a .pt with one tensor [K, D]. sha256: of that file, its first 8 or more hex digits."""
 
+    pretrained = ("codes of {file}",)
+
     def __init__(self, *, file: str, sha256: str) -> None:
         self.file, self.sha256 = file, sha256
 

@@ -23,6 +23,7 @@ class Loaded(Table):
     """
 
     writable = False
+    pretrained = ("codes of {file}",)
 
     def __init__(
         self,
