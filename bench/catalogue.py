@@ -23,9 +23,9 @@ from typing import Annotated, Any
 from urllib.parse import quote, unquote, urlsplit
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from bench.download import TIMEOUT, fetch
+from bench.download import TIMEOUT, fetch, unpack
 from bench.errors import BadInput
 from bench.places import Places
 from bench.registry import available, did_you_mean, signature
@@ -50,7 +50,19 @@ class CheckpointFile(Frozen):
 
     file: str                                       # its name here
     url: str = ""
+    member: str = ""                                # what it is called in the zip archive that `url` is; "": no archive
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{8,64})?$")] = ""      # or how it begins; "": not known to us
+
+    @model_validator(mode="after")
+    def _of_an_archive(self) -> CheckpointFile:
+        if self.member and not self.archive.endswith(".zip"):
+            raise ValueError(f"{self.file} is a member of an archive, so its url must be that of a zip file")
+        return self
+
+    @property
+    def archive(self) -> str:
+        """What the file at `url` is called."""
+        return unquote(Path(urlsplit(self.url).path).name)
 
 
 class Checkpoint(Frozen):
@@ -173,10 +185,26 @@ def prepare(name: str, places: Places, progress: Progress | None = None) -> Path
         if not one.url:
             raise BadInput(f"{one.file} of {name} cannot be fetched by a program: get it from {entry.page} and put it "
                            f"into {home}")
-        fetch(one.url, home / one.file, sha256=one.sha256, progress=progress)
+        if one.member:
+            _fetch_member(one, home, progress)
+        else:
+            fetch(one.url, home / one.file, sha256=one.sha256, progress=progress)
     found = find_checkpoint(entry, places)
     assert found is not None
     return found
+
+
+def _fetch_member(one: CheckpointFile, home: Path, progress: Progress | None) -> None:
+    """Out of its archive, which is fetched and removed again, or lies there already, put by a person."""
+    archive = home / one.archive
+    fetched = not archive.is_file()
+    try:
+        if fetched:
+            fetch(one.url, archive, progress=progress)
+        unpack(archive, one.member, home / one.file, sha256=one.sha256)
+    finally:
+        if fetched:
+            archive.unlink(missing_ok=True)
 
 
 def locate(given: str, places: Places, progress: Progress | None = None) -> Found:
