@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
+import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,7 @@ from bench.types import TokenizerOutput, TokenLayout
 log = logging.getLogger(__name__)
 
 IMAGE_SIZE = 256                # where neither the checkpoint nor the user says one
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"      # how torch's files begin, since 1.6 and before
 EXTRA = "_extra_state"          # ends the keys of what is no tensor in a state dict
 LAYOUT = 1                      # of our folders
 
@@ -184,6 +188,8 @@ def _run(folder: Path, path: Path, places: Places, image_size: int | None, keywo
         said = json.loads((folder / "spec.json").read_text())
         spec, size = ComponentSpec(**said["model"]), int(said["dataset"]["kwargs"]["image_size"])
         state = _read(file)["train"]["model"]
+    except BadInput:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file}: no checkpoint of a run of ours ({error})") from error
     return _opened(_again(spec, keywords, folder), image_size or size, state, file, None, hashes([file], places))
@@ -306,18 +312,34 @@ def _read(path: Path) -> dict[str, Any]:
 
             return load_file(path)
         strangers = [(Inert, name) for name in _strangers(path)]
-        with torch.serialization.safe_globals(strangers):
+        with torch.serialization.safe_globals(strangers), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")       # and then it is refused
             content = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(content, Inert):
             content = content.state_dict()
     except FileNotFoundError as error:
         raise BadInput(f"{path}: there is no such file") from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise BadInput(f"{path}: cannot be read ({error.strerror})") from error
+    except BadInput as error:
+        raise BadInput(f"{path}: holds {error}; save its state_dict()") from error
     except Exception as error:                  # a dozen kinds, for files that are cut short or are something else
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{path}: no weights can be read from it ({reason}); it may be cut short, or no weight file") from error
+        raise BadInput(f"{path}: {_unreadable(path, error)}") from error
     if not isinstance(content, Mapping):
         raise BadInput(f"{path}: holds {type(content).__name__}, but a state dict is needed; save its state_dict()")
     return dict(content)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Why torch or safetensors would not read a file, whose own words recommend to run what is in it."""
+    with open(path, "rb") as file:
+        start, size = file.read(4), file.seek(0, 2)
+    asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and (asked or start == ZIP or start[:1] == PICKLE):
+        return (f"refused, because it holds {asked[1] if asked else 'Python objects'} beside tensors, and nothing that a "
+                f"weight file asks for is run here; get it as safetensors, or as a plain state dict "
+                f"(torch.save(model.state_dict(), FILE))")
+    return f"no weights can be read from it: it is cut short, or no weight file ({size:,} bytes); fetch it again"
 
 
 def _strangers(path: Path) -> list[str]:

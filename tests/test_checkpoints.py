@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tarfile
 import threading
+import warnings
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import save_file
 from tiny import ROOT, places
 from torch import Tensor
 from typer.testing import CliRunner
@@ -175,6 +178,56 @@ def test_objects_of_other_programs_are_passed_over_and_never_run(tmp_path: Path)
     assert not Callback.ran
 
 
+class Order:
+    """What somebody puts into a file so that reading it runs a command."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("kind", ["zip", "old", "protocol 0", "protocol 2", "protocol 4", "module"])
+def test_what_would_be_run_is_refused_in_our_words(kind: str, tmp_path: Path) -> None:
+    path, mark = tmp_path / "bad.pt", tmp_path / "was run"
+    order: object = Order(f"touch '{mark}'")
+    if kind.startswith("protocol"):
+        path.write_bytes(pickle.dumps(order, protocol=int(kind[-1])))
+    elif kind == "module":                              # of a class that is not here, before torch 1.6
+        torch.save(torch.nn.Linear(2, 2), path, _use_new_zipfile_serialization=False)
+    else:
+        torch.save({"state_dict": explore_state(), "x": order}, path, _use_new_zipfile_serialization=kind == "zip")
+    what = {"module": "torch.nn.modules.linear.Linear", "protocol 4": "Python objects"}.get(kind, f"{os.name}.system")
+    with warnings.catch_warnings(), pytest.raises(BadInput) as error:
+        warnings.simplefilter("error")
+        load_tokenizer(path, format="explore_vqvae")
+    assert str(error.value) == (
+        f"{path}: refused, because it holds {what} beside tensors, and nothing that a weight file asks for is run here; get it "
+        f"as safetensors, or as a plain state dict (torch.save(model.state_dict(), FILE))")
+    assert not mark.exists()
+    if kind != "module":
+        pickle.loads(pickle.dumps(order))               # it would have been
+        assert mark.exists()
+
+
+@pytest.mark.parametrize("suffix", ["zip", "old", "safetensors"])
+def test_a_file_that_is_cut_short_is_told_so_wherever_it_ends(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"whole.{suffix}"
+    if suffix == "safetensors":
+        save_file(explore_state(), path)
+    else:
+        torch.save(explore_state(), path, _use_new_zipfile_serialization=suffix == "zip")
+    whole = path.read_bytes()
+    assert load_tokenizer(path, format="explore_vqvae", image_size=16)
+    for size in (0, 1, 2, 4, 10, 60, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(BadInput) as error:
+            load_tokenizer(path, format="explore_vqvae", image_size=16)
+        assert str(error.value) == (f"{path}: no weights can be read from it: it is cut short, or no weight file ({size:,} bytes); "
+                                    f"fetch it again")
+
+
 # -- our own -------------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +347,52 @@ def test_prepare_fetches_once_and_checks_the_hash(listed: tuple[str, Path], tmp_
     assert not list(path.parent.iterdir())
     assert "did you mean mine" in run("prepare", "--checkpoint", "mien", code=2)
     assert "say what for" in run("prepare", code=2)
+
+
+def relisted(tmp_path: Path, **changes: object) -> None:
+    """The fixture's entry with other fields; those of its one file, too."""
+    path = tmp_path / "list" / "mine.yaml"
+    entry = yaml.safe_load(path.read_text())
+    for key, value in changes.items():
+        (entry["files"][0] if key in catalogue.CheckpointFile.model_fields else entry)[key] = value
+    path.write_text(yaml.safe_dump(entry))
+    catalogue.load_checkpoint.cache_clear()
+
+
+def test_a_member_of_an_archive_is_unpacked_alone(listed: tuple[str, Path], small: Path, tmp_path: Path) -> None:
+    address, served = listed
+    relisted(tmp_path, url=f"{address}/mine.zip", member="models/model.ckpt")
+    home = tmp_path / "weights" / "mine"
+
+    def zipped(content: bytes, member: str = "models/model.ckpt") -> bytes:
+        path = tmp_path / "made.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("../escaped.txt", "it is not unpacked")
+            archive.writestr("weights.pt", "it is not unpacked")
+            archive.writestr(member, content)
+        return path.read_bytes()
+
+    whole = zipped(small.read_bytes())
+    start = whole.index(b"models/model.ckpt") + len("models/model.ckpt")
+    damaged = whole[:start] + bytes(64) + whole[start + 64:]
+    for bad, said in ((zipped(b"another file"), "is not the published file"), (zipped(b"", "model.ckpt"), "there is no models/model.ckpt"),
+                      (whole[:500], "cannot be read from it"), (damaged, "cannot be read from it")):
+        (served / "mine.zip").write_bytes(bad)
+        assert said in run("prepare", "--checkpoint", "mine", code=2)
+        assert not list(home.iterdir())
+    (served / "mine.zip").write_bytes(whole)
+    with pytest.raises(catalogue.Absent, match="`bench prepare --checkpoint mine` fetches them"):
+        load_tokenizer("mine")
+    run("prepare", "--checkpoint", "mine")
+    assert [p.name for p in home.iterdir()] == ["weights.pt"] and not list(tmp_path.rglob("escaped.txt"))
+    assert load_tokenizer("mine").image_size == 16
+    (home / "weights.pt").unlink()
+    (served / "mine.zip").unlink()
+    (home / "mine.zip").write_bytes(whole)              # put there by a person, who keeps it
+    run("prepare", "--checkpoint", "mine")
+    assert {p.name for p in home.iterdir()} == {"weights.pt", "mine.zip"}
+    relisted(tmp_path, url=f"{address}/mine.tar")
+    assert "its url must be that of a zip file" in run("prepare", "--checkpoint", "mine", code=2)
 
 
 def test_urls_and_the_hub_are_fetched_once(listed: tuple[str, Path], small: Path, tmp_path: Path) -> None:
