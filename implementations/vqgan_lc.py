@@ -16,7 +16,8 @@ class VQGANLC(ConvResTokenizer):
     """71.8 M parameters, 256 tokens of 100,000 codes for 256 pixels.
 
     quantizer: the published table holds features of CLIP: give `table: {name: loaded, file: ..., sha256: ...}`. Without
-        a file the default is the released code's random table (frozen rows of the codes' width behind a linear map).
+        a file the default is SimVQ's table, frozen rows N(0, 1/8) of the codes' width behind a linear map. (The released
+        code's own random mode draws the frozen rows from U(+-1/K): all codes then begin within 1e-5 of each other.)
     blocks: residual blocks a level of the encoder; the decoder has one more. attention: at which fractions 1/factor of
         the image's side.
     Raises ValueError for widths that 32 groups do not divide, attention at a resolution that is not there, and image

@@ -416,6 +416,17 @@ def test_orthogonal_is_the_mean_over_all_pairs() -> None:
     assert float(Orthogonal(table)(table, table, L2())["orthogonal"]) == pytest.approx(float(wanted), rel=1e-4)
 
 
+def test_the_projected_table_begins_as_optvqs() -> None:
+    """Rows N(0, 1) and a map N(0, 1/D) of the codes' width D; by default rows N(0, 1/width) and torch's own map."""
+    shape, torchs = LatentShape(positions=4, dim=64, grid=(2, 2)), (3 * 64) ** -0.5
+    for table, init, rows, weight in ((partial(resolve("table", "projected"), map="normal"), "normal", 1.0, 64**-0.5),
+                                      ("projected", None, 64**-0.5, torchs)):
+        torch.manual_seed(0)
+        table = CodebookVQ(shape, codebook_size=512, table=table, init=init).table
+        assert float(table.codebook.std()) == pytest.approx(rows, rel=0.03)
+        assert float(table.map.weight.std()) == pytest.approx(weight, rel=0.05)
+
+
 def test_k_means_finds_clusters_and_never_gets_worse() -> None:
     centres = torch.tensor([[5.0, 0, 0, 0], [0, 5, 0, 0], [0, 0, 5, 0]])
     z = (centres[torch.arange(90) % 3] + 0.1 * latents(3, batch=8).flatten(0, 1)[:90])

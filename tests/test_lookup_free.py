@@ -333,6 +333,21 @@ def test_entropy_boost_falls_linearly_and_is_of_training_alone(quantizer) -> Non
         assert torch.equal(module.eval()(z).losses["entropy"], plain)
 
 
+def test_the_boost_of_bsqs_commitment_is_that_of_its_entropy() -> None:
+    z = normal(2, 12, 4)
+    alone, both = (BSQ(SHAPE, bits=4, entropy_boost=2.0, boost_steps=100, commitment=True, boost_commitment=b)
+                   for b in (False, True))
+    plain = alone.eval()(z).losses["commitment"]
+    for step, factor in ((0, 3.0), (50, 2.0), (100, 1.0)):
+        for module in (alone, both):
+            module.before_step(step)
+            module.train()
+        close(both(z).losses["commitment"], factor * plain, 1e-6)
+        assert torch.equal(alone(z).losses["commitment"], plain)
+        assert torch.equal(both(z).losses["entropy"], alone(z).losses["entropy"])
+        assert torch.equal(both.eval()(z).losses["commitment"], plain)
+
+
 # -- BSQ -----------------------------------------------------------------------------------------------------
 
 

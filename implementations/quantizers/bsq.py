@@ -32,10 +32,12 @@ class BSQ(Quantizer):
     bits: n, the width of the latents; more than 18 give several codes per position. levels: codes per position; the
         fewest where not given. endian: `big` makes the first bit of a code the highest, as released.
     commitment: emit mean over positions of |u - sg q|^2, summed over bits (0 in the released configurations).
+    boost_commitment: the boost multiplies the commitment too; as released, where it multiplies the sum of both.
     Raises ValueError for numbers out of range, Incompatible for groups that do not divide the bits.
     """
 
     title = "BSQ"
+    neutral = {"boost_commitment": False}
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class BSQ(Quantizer):
         entropy_boost: float = 0.0,
         boost_steps: int = 2000,
         commitment: bool = False,
+        boost_commitment: bool = False,
     ) -> None:
         super().__init__()
         digits = Digits(levels_of_bits(bits, levels), last_first=endian == "big")
@@ -67,7 +70,7 @@ class BSQ(Quantizer):
         self.layout = TokenLayout(latent.positions, self.digits.sizes, (latent.grid,) if latent.grid else ())
         self.entropy, self.group, self.temperature = entropy, group_size, temperature
         self.gamma, self.epsilon, self.commitment = gamma, epsilon, commitment
-        self.entropy_boost, self.boost_steps = entropy_boost, boost_steps
+        self.entropy_boost, self.boost_steps, self.boost_commitment = entropy_boost, boost_steps, boost_commitment
         self.boost = 1.0                            # of the current step; a Python number
         self.scale = 1 / math.sqrt(bits)
         self.loss_weights = {"entropy": 0.1} if entropy else {}
@@ -83,12 +86,13 @@ class BSQ(Quantizer):
             q = _ScaledSigns.apply(u, self.scale)
             codes = self.digits.pack((u.detach() > 0).float())
             losses = {}
+            boost = self.boost if self.training else 1.0
             if self.entropy:
                 logits = u.flatten(0, 1) * (4 * self.scale / self.temperature)
                 entropy = sample_entropy(logits) - self.gamma * batch_entropy(logits, self.group, self.epsilon)
-                losses["entropy"] = entropy * (self.temperature * (self.boost if self.training else 1.0))
+                losses["entropy"] = entropy * (self.temperature * boost)
             if self.commitment:
-                losses["commitment"] = (u - q.detach()).square().sum(-1).mean()
+                losses["commitment"] = (u - q.detach()).square().sum(-1).mean() * (boost if self.boost_commitment else 1.0)
         return QuantizerOutput(q.to(latents.dtype), codes, losses)
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from implementations.search.initial import initial_codebook
 
 @register("init", "normal")
 class Normal(Init):
-    """N(0, std^2). std: a number, or `dim` for D^-1/2 (codes of length about 1; SimVQ, OptVQ)."""
+    """N(0, std^2). std: a number, or `dim` for D^-1/2 (codes of length about 1; SimVQ)."""
 
     def __init__(self, *, std: float | Literal["dim"] = 1.0) -> None:
         self.std = std
