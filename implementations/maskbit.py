@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
-
 from bench.interfaces import Quantizer
 from bench.registry import register
 from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvResTokenizer
@@ -45,10 +43,3 @@ class MaskBit(ConvResTokenizer):
                    "mid_attention": False, "bias": False, "shortcut": "output"}
         self.encoder = ConvEncoder(self.quantizer.input_dim, down="pad_conv", out_kernel=1, **network)
         self.decoder = ConvDecoder(self.quantizer.output_dim, **network)
-
-    def encode(self, images: Tensor) -> Tensor:
-        return super().encode((images + 1) / 2 if self.unit else images)
-
-    def decode(self, quantized: Tensor) -> Tensor:
-        reconstruction = super().decode(quantized)
-        return reconstruction * 2 - 1 if self.unit else reconstruction

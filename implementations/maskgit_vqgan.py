@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal
 
 from bench.interfaces import Quantizer
 from bench.registry import register
@@ -17,10 +18,12 @@ class MaskGITVQGAN(ConvResTokenizer):
     Where widths differ, the published shortcut is applied to the block's output: the block's input is lost.
     blocks: residual blocks a level and in the middle, of encoder and decoder. latent_channels: width of the latents
         for a quantizer that does not say its own.
+    pixels: what the network sees: [-1, 1] as everywhere (`symmetric`), or [0, 1] as the published weights do (`unit`).
     Raises ValueError for widths that 32 groups do not divide and image sizes that cannot be halved often enough.
     """
 
     title = "MaskGIT VQGAN"
+    neutral = {"pixels": "symmetric"}
     small = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 1, "latent_channels": 8,
              "quantizer": {"name": "vq", "codebook_size": 16, "entropy": True}}
 
@@ -33,8 +36,10 @@ class MaskGITVQGAN(ConvResTokenizer):
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         blocks: int = 2,
         latent_channels: int = 256,
+        pixels: Literal["symmetric", "unit"] = "symmetric",
     ) -> None:
         super().__init__(image_size, quantizer, multipliers, latent_channels)
+        self.unit = pixels == "unit"
         network = {"channels": channels, "multipliers": multipliers, "blocks": blocks, "mid_blocks": blocks,
                    "mid_attention": False, "bias": False, "shortcut": "output"}
         self.encoder = ConvEncoder(self.quantizer.input_dim, down="average", out_kernel=1, **network)

@@ -284,7 +284,7 @@ class ConvResTokenizer(Tokenizer):
     """What tokenizers on this network share: encoder, projection, quantizer on one grid, projection, decoder.
 
     A constructor builds the quantizer through this one (`quantizer` as a `functools.partial`, or written as in a
-    suite), then sets `encoder`, `to_latents`, `from_quantized` and `decoder`.
+    suite), then sets `encoder`, `to_latents`, `from_quantized` and `decoder`; `unit` where the network sees [0, 1].
     Raises ValueError for an image size that the network cannot halve often enough.
     """
 
@@ -292,6 +292,7 @@ class ConvResTokenizer(Tokenizer):
     to_latents: nn.Module
     from_quantized: nn.Module
     decoder: ConvDecoder
+    unit = False
 
     def __init__(self, image_size: int, quantizer: Any, multipliers: tuple[int, ...], latent_channels: int) -> None:
         super().__init__()
@@ -307,11 +308,12 @@ class ConvResTokenizer(Tokenizer):
         self.to_latents, self.from_quantized = nn.Identity(), nn.Identity()
 
     def encode(self, images: Tensor) -> Tensor:
-        return rearrange(self.to_latents(self.encoder(images)), "b d h w -> b (h w) d")
+        return rearrange(self.to_latents(self.encoder((images + 1) / 2 if self.unit else images)), "b d h w -> b (h w) d")
 
     def decode(self, quantized: Tensor) -> Tensor:
         q = rearrange(quantized, "b (h w) d -> b d h w", h=self.side)
-        return self.decoder(self.from_quantized(q), q)
+        reconstruction = self.decoder(self.from_quantized(q), q)
+        return reconstruction * 2 - 1 if self.unit else reconstruction
 
     @property
     def last_layer(self) -> nn.Parameter:
