@@ -16,7 +16,7 @@ class RQVAE(ConvResTokenizer):
     """8 x 8 x 4 for 256 pixels: 100.2 M parameters, 64 tokens of four levels, 16,384 codes of moving averages that
     all levels share. With `levels: 16` it is 8 x 8 x 16.
 
-    Codes that nothing chooses begin anew, here once a step; the released code does it at every level of a forward.
+    Codes that nothing chooses begin anew; the released rule is `update: rq_vae` with `restart: rq_vae`, as in the suite.
     blocks: residual blocks a level of the encoder; the decoder has one more. attention: at which fractions 1/factor of
         the image's side.
     Raises ValueError for widths that 32 groups do not divide, attention at a resolution that is not there, and image

@@ -15,8 +15,10 @@ from torch import Tensor
 from bench.interfaces import Quantizer
 from bench.types import LatentShape
 from implementations.codebook.restarts import cvq
+from implementations.codebook.restarts import rq_vae as rq_vae_restart
 from implementations.codebook.updates.ema import EMA
 from implementations.codebook.updates.loss import Loss
+from implementations.codebook.updates.rq_vae import RQVAE
 from implementations.quantizers.bsq import BSQ
 from implementations.quantizers.codebook_vq import CodebookVQ
 from implementations.quantizers.gumbel import Gumbel
@@ -180,3 +182,30 @@ def test_hoanhle_random_anchors(case: str, update, near: Near, monkeypatch: pyte
         quantizer.after_step(step)
         near(quantizer.codebooks()[0], wanted["tables"][step])
     near(quantizer.restart.use, wanted["use"])
+
+
+@pytest.mark.parametrize("case", ["more", "fewer"])
+def test_rq_vae_restarts(case: str, near: Near, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight steps with more and with fewer latents than codes, from the same seeds: the codes of each step, the table and
+    both averages after it. Its draws are torch's generator's: first the noise, then the order."""
+    with np.load(Path(__file__).parent / "parity" / "rq_vae.npz") as arrays:
+        wanted = {name.split(".")[1]: torch.from_numpy(arrays[name]) for name in arrays if name.startswith(f"{case}.")}
+    k, d = wanted["start"].shape
+    monkeypatch.setattr(rq_vae_restart, "derived_seed", lambda *parts: 100 + parts[1])
+    quantizer = CodebookVQ(LatentShape(wanted["z"].shape[1], d), codebook_size=k, update=partial(RQVAE, decay=0.9),
+                           restart=partial(rq_vae_restart.RQVAE, decay=0.9)).train()
+    with torch.no_grad():
+        quantizer.table.codebook.copy_(wanted["start"])
+        quantizer.update.begin(quantizer.table.codebook, first_batch=False)
+    kept = 0
+    for step, z in enumerate(wanted["z"]):
+        out = quantizer(z[None])
+        assert torch.equal(out.codes.flatten(), wanted["codes"][step])
+        near(out.quantized, wanted["embeds"][step])
+        quantizer.after_step(step)
+        near(quantizer.codebooks()[0], wanted["tables"][step])
+        near(quantizer.update.mean_counts, wanted["counts"][step])
+        near(quantizer.update.mean_sums, wanted["sums"][step])
+        assert torch.equal(quantizer.restart.use, quantizer.update.mean_counts)
+        kept += int((wanted["counts"][step] > 1).sum())
+    assert 0 < kept < 8 * k                     # some codes live and some begin anew

@@ -25,8 +25,8 @@ class CodebookVQ(Quantizer):
 
     distance: which code is nearest (`l2`, `cosine`, `dot`).
     table: where codes come from (`free`, `frozen`, `linear` = SimVQ, `projected`, `loaded` = VQGAN-LC, `bridge` = FVQ).
-    update: how codes follow latents (`loss`, `ema`, `none`).
-    restart: what becomes of dead codes (`none`, `random_restart`, `cvq`, `diveq_copy`).
+    update: how codes follow latents (`loss`, `ema`, `rq_vae`, `none`).
+    restart: what becomes of dead codes (`none`, `random_restart`, `rq_vae`, `cvq`, `diveq_copy`).
     gradient: what passes the arg-min (`straight_through`, `rotation`, `reflection`, `diveq`).
     init: the table's first rows (`uniform`, `normal`, `samples`, `k_means`, `file`); the table's own where not given.
     alignment: a loss over the whole codebook (`none`, `entropy`, `orthogonal`, `wasserstein`).

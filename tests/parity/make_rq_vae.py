@@ -1,6 +1,7 @@
 """Golden vectors of RQ-VAE's bottleneck: kakaobrain/rq-vae-transformer at 341395e562ac347f5eb62db9f5f08b9f2cc42a60.
 
-Usage: python make_rq_vae.py CHECKOUT. In eval, where its table does not move within a forward.
+Usage: python make_rq_vae.py CHECKOUT. The bottleneck in eval, where its table does not move within a forward; its codebook
+alone in training, eight steps with restarts, with more and with fewer latents than codes, each step drawing from a seed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,22 @@ def main(checkout: Path) -> None:
         found = {"z": z, "mix": mix, "books": books, "quantized": quantized, "commitment": commitment, "codes": codes,
                  "gradient": gradient}
         made |= {f"{'shared' if shared else 'own'}.{k}": v.detach().numpy() for k, v in found.items()}
+    for case, latents in (("more", 40), ("fewer", 12)):
+        torch.manual_seed(1)
+        book = module.VQEmbedding(16, 5, decay=0.9).train()
+        steps: dict[str, list[torch.Tensor]] = {}
+        start = book.weight[:-1].clone()
+        centres = torch.randn(4, 5)
+        for step in range(8):
+            z = centres[torch.arange(latents) % 4] * (step + 1) / 4 + 0.1 * torch.randn(latents, 5)
+            torch.manual_seed(100 + step)
+            embeds, codes = book(z)
+            now = {"z": z, "codes": codes, "embeds": embeds, "tables": book.weight[:-1], "counts": book.cluster_size_ema,
+                   "sums": book.embed_ema}
+            for name, value in now.items():
+                steps.setdefault(name, []).append(value.clone())
+        made |= {f"{case}.{name}": torch.stack(values).detach().numpy() for name, values in steps.items()}
+        made[f"{case}.start"] = start.detach().numpy()
     np.savez_compressed(HERE / "rq_vae.npz", **made)
 
 
