@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.cli import AsJson, Include, Reports, Results, app, open_suite
+from bench.cli import AsJson, Include, Reports, Results, app
 from bench.cli_numbers import _device
 from bench.errors import BadInput
 from bench.terminal import console, notice
@@ -83,30 +83,47 @@ def quantizers(
 
 @profile.command("tokenizers")
 def tokenizers(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME|SUITE]...", help="Registered tokenizers or suites. All tokenizers without it.")] = None,
-    image_size: Annotated[int, typer.Option(min=1, help="Pixels a side, of tokenizers given by name.")] = 64,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images at a time. 64, and a suite's own, where it is left out.")] = None,
-    what: Annotated[str, typer.Option(help="encode, decode, train; comma-separated.")] = "encode,decode,train",
-    device: Device = None, rounds: Rounds = 7, threads: Threads = None, compare: Compare = None, include: Include = None,
+    names: Annotated[list[str] | None, typer.Argument(
+        metavar="[NAME|SUITE|CHECKPOINT]...", help="Registered tokenizers, suites, published checkpoints. All that is published without it.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side, of registered tokenizers in their plain form.")] = None,
+    batch: Annotated[str, typer.Option(help="Images at a time, comma-separated. 1 and a large one, by device, where it is left out.")] = "",
+    what: Annotated[str, typer.Option(help="encode, decode, train; comma-separated. Empty: parameters and MACs alone.")] = "encode,decode",
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16; as training takes on the device where it is left out.")] = None,
+    device: Device = None, rounds: Rounds = 7,
+    patience: Annotated[float, typer.Option(min=0, help="Seconds of rounds after which a case is not timed again.")] = 20.0,
+    threads: Threads = None, compare: Compare = None, include: Include = None,
     results: Results = None, reports: Reports = None, as_json: AsJson = False,
 ) -> None:
-    """Images a second, memory, parameters and MACs of whole tokenizers: encode, decode, a training step."""
+    """Parameters, MACs, images a second and memory of whole tokenizers, each as published: encode, decode, a training step."""
     _include(include)
-    doing = _words("--what", what, ("encode", "decode", "train"))
-    from bench.registry import available
-    from bench.throughput import System, profile_tokenizers, system
+    doing = _words("--what", what, ("encode", "decode", "train")) if what.strip() else []
+    if precision not in (None, "fp32", "bf16"):
+        raise BadInput(f"--precision {precision}: expected fp32 or bf16")
+    words = [w.strip() for w in batch.split(",") if w.strip()]
+    if bad := next((w for w in words if not w.isdecimal() or int(w) < 1), None):
+        raise BadInput(f"--batch {bad}: expected numbers of images, comma-separated, such as 1,64")
+    import torch
 
-    systems: list[System] = []
-    for name in names or available("tokenizer"):
-        if name in available("tokenizer"):
-            systems.append(system(name, image_size, batch or 64))
-            continue
-        opened = open_suite(name, results=results)
-        distinct = {(repr(r.train.model), r.train.dataset.kwargs["image_size"]): r for r in opened.runs}
-        systems += [System(f"{opened.name}: {r.label}", r.train, r.loop) for r in distinct.values()]
-    _run("tokenizers", lambda progress: profile_tokenizers(
-        systems, batch=batch, device=_device(device), rounds=rounds, threads=threads, what=doing, progress=progress),
-        compare, results, reports, as_json)
+    from bench.places import Places
+    from bench.profile import Session, threads_of
+    from bench.throughput import LARGE, architectures, profile_tokenizers, systems
+    from bench.timings import append_architectures
+
+    places = Places.find(results=results, reports=reports)
+    found = systems(names or [], places, image_size, lambda sentence: notice.print(sentence, markup=False))
+    where = _device(device) or torch.device("cpu")
+    batches = sorted({int(w) for w in words}) or [1, LARGE.get(where.type, LARGE["cpu"])]
+
+    def begin(progress: Any) -> Iterable[Timing]:
+        with threads_of(threads):
+            session = Session.begin(where)
+        records, groups, refused = architectures(found, session, progress)
+        append_architectures(places.results / "profile" / "architectures.jsonl", records)
+        yield from profile_tokenizers(
+            groups, refused, session=session, batches=batches, device=where, precision=precision, rounds=rounds, threads=threads,
+            patience=patience, what=doing, tell=progress)
+
+    _run("tokenizers", begin, compare, results, reports, as_json)
 
 
 def _include(folders: list[Path] | None) -> None:
@@ -157,8 +174,9 @@ def _run(
         print(json.dumps([t.model_dump(exclude_defaults=True) for t in new], indent=1))
     else:
         console.print(terminal_table(_shown(make, new)))
-    written = _render(name, [*stored, *new], places.reports / "profile")
-    notice.print(f"kept in {file}; drawn: {', '.join(p.name for p in written)} in {places.reports / 'profile'}", markup=False)
+    written = _render(name, [*stored, *new], places.reports / "profile", places.results)
+    folders = " and ".join(dict.fromkeys(str(p.parent) for p in written))
+    notice.print(f"kept in {file}; drawn: {', '.join(p.name for p in written)} in {folders}", markup=False)
     if compare:
         _compared(old, new, compare, as_json)
 
@@ -175,7 +193,7 @@ def _titles(timings: Sequence[Timing]) -> dict[str, str]:
     return {p: signature("peer", p).title for p in available("peer")}
 
 
-def _render(name: str, timings: Sequence[Timing], folder: Path) -> list[Path]:
+def _render(name: str, timings: Sequence[Timing], folder: Path, results: Path) -> list[Path]:
     from bench.files import replace_file
     from bench.report.formats import to_csv, to_markdown
     from bench.report.timing_figures import render_timing_figures
@@ -185,7 +203,12 @@ def _render(name: str, timings: Sequence[Timing], folder: Path) -> list[Path]:
     written = [folder / f"{name}.md", folder / f"{name}.csv"]
     replace_file(written[0], f"# {table.title}\n\n{to_markdown(table)}")
     replace_file(written[1], to_csv(table))
-    return written + (render_timing_figures(timings, folder) if name == "quantizers" else [])
+    if name == "quantizers":
+        return written + render_timing_figures(timings, folder)
+    from bench.costs import Profile
+    from bench.report.cost_report import render_costs
+
+    return written + render_costs(Profile.read(results), folder.parent)
 
 
 def _sides(old: str, stored: Sequence[Timing]) -> tuple[list[Timing], list[Timing]]:

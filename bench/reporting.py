@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.collect import records_file
+from bench.costs import Profile, with_costs
 from bench.places import Places
 from bench.published import published_file, read_published
 from bench.report.model import Table
@@ -37,6 +38,7 @@ def render(
     if not records:
         return Report((), ())
     home = records_file(places, name).parent
+    records = with_costs(records, Profile.read(places.results), report.machine)
     compared = any(column.published for table in report.tables for column in table.column_keys()) or any(
         figure.published for figure in report.figures)
     sanity = read_records(home / "sanity.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import time
@@ -19,6 +20,7 @@ LEAST_SECONDS = 2e-3        # of one round: shorter calls are repeated within it
 MOST_REPEATS = 256
 WARM_UPS = 2
 HELD = 0.5                  # seconds: a case slower than this is warmed up once
+SLOW = 1.0                  # seconds: the first call of such a case is all its warm-up, and its memory is taken of that
 
 
 @dataclass(slots=True)
@@ -28,36 +30,53 @@ class Watched:
     repeats: int = 1
     seconds: list[float] = field(default_factory=list)
     processor_seconds: list[float] = field(default_factory=list)
+    memory: int | None = None               # as `extra_memory` says, where it was asked for
+    memory_by: str = ""
     failure: str = ""
 
 
 def watch(
     calls: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None, *, memory: bool = False, patience: float = math.inf,
 ) -> dict[Any, Watched]:
     """Time each call once per round, in one order on even rounds and in the reverse on odd ones, after a warm-up.
 
     So a slow minute of the machine falls on all of them. A call shorter than LEAST_SECONDS is repeated within its
     round, and its mean is taken. CPU: a monotonic clock. CUDA: events around the calls, so that the time of a launch
     counts only where the device waits for it. A call that raises is left out from then on, with the reason.
+    memory: what a call needs at its peak is taken of a warm-up, too. patience: once the rounds of a case have taken so many
+    seconds it is not timed again.
     """
     found = {key: Watched() for key in calls}
     for key, call in calls.items():
         try:
-            first = _timed(call, 1, device)[0]
+            first = _first(call, found[key], device) if memory else _timed(call, 1, device)[0]
+            if memory and first > SLOW:
+                continue
             # the fastest of them: one that had to wait for the processor would leave a short call without repeats
             fastest = min(_timed(call, 1, device)[0] for _ in range(WARM_UPS - 1 if first > HELD else WARM_UPS))
             found[key].repeats = max(1, min(MOST_REPEATS, round(LEAST_SECONDS / max(fastest, 1e-9))))
+            if memory:
+                found[key].memory, found[key].memory_by = extra_memory(call, device)
         except (RuntimeError, ValueError, MemoryError, NotImplementedError) as error:
             found[key].failure = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     working = [key for key in calls if not found[key].failure]
     for i in range(rounds):
         for key in working if i % 2 == 0 else reversed(working):
+            if sum(found[key].seconds) * found[key].repeats > patience:
+                continue
             seconds, processor = _timed(calls[key], found[key].repeats, device)
             found[key].seconds.append(seconds)
             found[key].processor_seconds.append(processor)
         progress(i + 1, rounds)
     return found
+
+
+def _first(call: Callable[[], Any], found: Watched, device: torch.device) -> float:
+    """Seconds of the first call, of which the memory is taken."""
+    start = time.perf_counter()
+    found.memory, found.memory_by = extra_memory(call, device)
+    return time.perf_counter() - start
 
 
 def _timed(call: Callable[[], Any], repeats: int, device: torch.device) -> tuple[float, float]:

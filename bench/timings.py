@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,9 +22,11 @@ from bench.errors import BadInput
 from bench.files import replace_file
 
 Kind = Literal["quantizer", "peer", "reference", "tokenizer"]
+Line = TypeVar("Line", bound=BaseModel)
 Verdict = Literal["same", "slower", "faster", "other machine", "new", "gone", "unmeasured"]
 LEAST_CHANGE = 0.03         # a smaller change of a median is never called one
 SIGMAS = 3.0                # of the difference of two medians
+FEWEST_ROUNDS = 3           # whose spread says anything
 BUSY = 0.8                  # a share of the processor smaller than so much of another is worth a note
 
 
@@ -100,8 +102,9 @@ class Timing(_Frozen):
     wrong: int = 0                              # of those: farther than rounding explains
     unchecked: str = ""                         # why no code was
     beside: dict[str, str] = Field(default_factory=dict)    # peer -> its form that does the same
+    structure: str = ""                         # of a tokenizer: see Architecture
     parameters: int | None = None               # of a tokenizer
-    macs: int | None = None                     # of one image
+    macs: int | None = None                     # of one image, of what is timed; of a training step its forward
     reason: str = ""                            # why there is no number
 
     @property
@@ -148,31 +151,79 @@ class Timing(_Frozen):
         return statistics.median(p / s for p, s in zip(self.processor_seconds, self.seconds, strict=True))
 
 
+class Architecture(_Frozen):
+    """A tokenizer for images of one size, and what is known of its costs without running it: on every machine the same."""
+
+    architecture: str                           # id of keywords and image size; records of runs and checkpoints lead to it
+    structure: str                              # digest of its operations and shapes; equal ones are timed once
+    names: list[str]                            # 'imagenet256_var', 'imagenet256_ibq: codebook_size 1024'
+    checkpoints: list[str] = Field(default_factory=list)    # of the list of published ones
+    model: dict[str, Any]                       # the tokenizer's ComponentSpec
+    image_size: int
+    layout: dict[str, Any]                      # as in records
+    parameters: dict[str, int]                  # total, learned, codebook; encoder, decoder, quantizer
+    macs: dict[str, int]                        # encode, decode: of one image
+    commit: str | None = None
+    dirty: bool | None = None
+
+
 # -- files -------------------------------------------------------------------------------------------------------
 
 
 def read_timings(path: Path) -> list[Timing]:
     """All of a file, in order; [] where there is none. Raises BadInput with the line that is no timing."""
+    return _read(path, Timing)
+
+
+def append_timings(path: Path, timings: Iterable[Timing]) -> None:
+    """Add lines at the end: written aside and renamed, so that a reader never sees half a line."""
+    _append(path, timings)
+
+
+def read_architectures(path: Path) -> list[Architecture]:
+    """Each once, as its last line has it, with the names of all its lines; [] where there is no file. Raises BadInput."""
+    found: dict[str, Architecture] = {}
+    for a in _read(path, Architecture):
+        if (before := found.get(a.architecture)) is not None:
+            a = a.model_copy(update={key: list(dict.fromkeys((*getattr(before, key), *getattr(a, key)))) for key in ("names", "checkpoints")})
+        found[a.architecture] = a
+    return list(found.values())
+
+
+def append_architectures(path: Path, architectures: Iterable[Architecture]) -> None:
+    """Those of which the file says something else, or nothing; which commit said so does not matter."""
+    unsaid = {"commit", "dirty"}
+    known = {a.architecture: a for a in read_architectures(path)}
+
+    def new(a: Architecture) -> bool:
+        before = known.get(a.architecture)
+        return before is None or not set(a.names) <= set(before.names) or not set(a.checkpoints) <= set(before.checkpoints) or (
+            a.model_dump(exclude=unsaid | {"names", "checkpoints"}) != before.model_dump(exclude=unsaid | {"names", "checkpoints"}))
+
+    _append(path, [a for a in architectures if new(a)])
+
+
+def _read(path: Path, kind: type[Line]) -> list[Line]:
     if not path.is_file():
         return []
     found = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if line.strip():
             try:
-                found.append(Timing.model_validate_json(line))
+                found.append(kind.model_validate_json(line))
             except ValidationError as error:
                 first = error.errors()[0]
                 where = ".".join(map(str, first["loc"])) or "line"
-                raise BadInput(f"{path}:{number}: {where}: {first['msg']}; no timing of `bench profile`") from error
+                raise BadInput(f"{path}:{number}: {where}: {first['msg']}; no {kind.__name__.lower()} of `bench profile`") from error
     return found
 
 
-def append_timings(path: Path, timings: Iterable[Timing]) -> None:
-    """Add lines at the end: written aside and renamed, so that a reader never sees half a line."""
+def _append(path: Path, new: Iterable[BaseModel]) -> None:
     before = path.read_text() if path.is_file() else ""
     before += "" if not before or before.endswith("\n") else "\n"
-    lines = (json.dumps(t.model_dump(exclude_defaults=True), sort_keys=True, ensure_ascii=False) + "\n" for t in timings)
-    replace_file(path, before + "".join(lines))
+    lines = [json.dumps(t.model_dump(exclude_defaults=True), sort_keys=True, ensure_ascii=False) + "\n" for t in new]
+    if lines:
+        replace_file(path, before + "".join(lines))
 
 
 def sessions(timings: Iterable[Timing]) -> list[str]:
@@ -253,6 +304,8 @@ def _change(old: Timing, new: Timing, drift: float | None) -> Change:
     if not old.seconds or not new.seconds:
         return Change(old, new, "unmeasured", note=new.reason or old.reason)
     ratio = new.median / old.median
+    if (rounds := min(len(old.seconds), len(new.seconds))) < FEWEST_ROUNDS:
+        return Change(old, new, "unmeasured", note=f"{rounds} rounds are too few to tell a change from chance")
     noise = max(math.expm1(SIGMAS * math.hypot(old.error, new.error)), LEAST_CHANGE)
     seen, notes = [ratio, ratio / (drift or 1.0)], []
     if old.processor and new.processor:

@@ -321,14 +321,18 @@ def test_bench_profile_quantizers(tmp_path: Path) -> None:
 
 
 def test_bench_profile_tokenizers(tmp_path: Path) -> None:
-    result = profile(tmp_path, "tokenizers", "vqvae", "--image-size", "16", "--batch", "2", "--rounds", "2", "--threads", "1")
+    result = profile(tmp_path, "tokenizers", "vqvae", "--image-size", "16", "--batch", "2", "--rounds", "2", "--threads", "1",
+                     "--what", "encode,decode,train")
     assert result.exit_code == 0, result.output
     stored = read_timings(tmp_path / "results" / "profile" / "tokenizers.jsonl")
     assert [t.what for t in stored] == ["encode", "decode", "train"]
     for t in stored:
         assert t.size == {"image_size": 16, "batch": 2} and len(t.seconds) == 2 and not t.reason
         assert t.machine.threads == 1 and t.parameters > 0 and t.macs > 0
+        assert t.structure == stored[0].structure
+    assert stored[2].macs == stored[0].macs + stored[1].macs
     assert "vqvae" in (tmp_path / "reports" / "profile" / "tokenizers.md").read_text()
+    assert "encode GMACs" in (tmp_path / "reports" / "costs" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
@@ -337,6 +341,9 @@ def test_bench_profile_tokenizers(tmp_path: Path) -> None:
     (("quantizers", "vq", "--what", "serch"), "--what serch: expected search"),
     (("quantizers", "vq", "--dtype", "int8"), "--dtype int8: expected"),
     (("quantizers", "vq", "--sizes", "64x4x16", "--against", "faisss"), "faisss"),
+    (("tokenizers", "vqvae", "--batch", "1,0"), "--batch 0: expected numbers of images"),
+    (("tokenizers", "vqvae", "--precision", "fp16"), "--precision fp16: expected fp32 or bf16"),
+    (("tokenizers", "imagenet256_var", "--image-size", "64"), "--image-size 64: imagenet256_var has its own"),
     (("--compare", "previous"), "there are no timings yet"),
 ])
 def test_bad_input_is_one_sentence(tmp_path: Path, words: tuple[str, ...], sentence: str) -> None:

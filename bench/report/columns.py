@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from bench.costs import headings, is_cost, missing
 from bench.errors import BadInput
 from bench.report.grouping import DASH, Group, among, plain
 from bench.report.headings import heading
@@ -26,16 +27,25 @@ OF_THE_DATA = {"test images", "images"}
 #: headings, and for numbers their (factor, decimals), of columns that are no measured values
 DOTTED = {
     "parameters.total": ("parameters", 1, 0),
+    **{f"parameters.{part}": (f"{part} parameters", 1, 0) for part in ("encoder", "decoder", "quantizer")},
     "layout.bits_per_image": ("bits/image", 1, 0),
     "layout.num_tokens": ("tokens/image", 1, 0),
+    "layout.downsampling": ("downsampling", 1, None),
+    "layout.code_dim": ("code dim.", 1, None),
     "cost.train_seconds": ("training time (s)", 1, 0),
     "cost.seconds_per_step": ("ms/step", 1e3, 1),
     "cost.images_per_second": ("images/s", 1, 1),
     "cost.peak_memory_bytes": ("peak memory (GiB)", 2**-30, 2),
+    **headings(),
 }
 
 #: how a fact that is true or not is shown
 SIGNS = {"provenance.from_scratch": ("×", "√")}
+
+#: what the record of a tokenizer without codes says as nothing
+OF_CODES = {"layout.codebook_size", "layout.bits_per_image", "layout.bits_per_pixel"}
+#: what it means that a record says nothing of it
+NOTHING = {"provenance.from_scratch": "not stated by those who published it", "layout.downsampling": "its tokens have no grid"}
 
 #: train id -> column -> sentences: what bench/report/gates.py doubts
 Doubts = Mapping[str, Mapping[str, Sequence[str]]]
@@ -123,14 +133,18 @@ def comparable_numbers(groups: Sequence[Group], key: str) -> list[list[tuple[Rec
     """The numbers behind each cell of a column, run by run; [] where they are not to be compared."""
     if is_property(key):
         section, _, name = key.partition(".")
-        read = [[(r, getattr(r, section).get(name)) for r in g.records if r.trained or section in STATIC]
-                for g in groups]
+        read = [[(r, getattr(r, section).get(name)) for r in g.records if r.trained or static(key)] for g in groups]
         return [[(r, x) for r, x in runs if isinstance(x, int | float)] for runs in read]
     what = asked(key, [r for g in groups for r in g.records])
     found = [measured(g, what) for g in groups]
     usual = next(iter(by_preference(found)), "")
     return [[(r, v.number) for r, v in here[usual].values if v.number is not None] if usual in here else []
             for here in found]
+
+
+def static(key: str) -> bool:
+    """Whether a dotted key is of the tokenizer, so that training need not have ended well."""
+    return key.partition(".")[0] in STATIC or is_cost(key)
 
 
 def _missing(group: Group, what: Asked, rows: Rows, otherwise: tuple[str, ...]) -> Cell:
@@ -146,8 +160,20 @@ def not_trained(group: Group, rows: Rows) -> Cell | None:
     """The dash of a row none of whose runs has ended well."""
     if any(r.trained for r in group.records):
         return None
+    if all("absent" in r.provenance for r in group.records) and (sentence := absent(rows)):
+        return Cell(DASH, mark="skipped", notes=(sentence,))
     state: Mark = "failed" if any(r.state == "failed" for r in group.records) else "skipped"
     return Cell(DASH, mark=state, notes=tuple(ended(group, rows.over)))
+
+
+def absent(rows: Rows) -> str:
+    """One sentence on all published checkpoints whose weights are not here; '' of fewer than two."""
+    names = {r.provenance["absent"]: bool(r.provenance.get("by_hand")) for g in rows.groups for r in g.records
+             if "absent" in r.provenance}
+    told = [f"{what} {', '.join(some)}" for what, by_hand in (("fetches", False), ("says where to get", True))
+            if (some := [name for name, hand in names.items() if hand == by_hand])]
+    return (f"skipped: weights that are not on this machine; `bench prepare --checkpoint NAME` {', and '.join(told)}"
+            if len(names) > 1 else "")
 
 
 def ended(group: Group, over: Sequence[str]) -> list[str]:
@@ -198,7 +224,7 @@ def _property_column(key: ColumnKey, rows: Rows) -> Built:
         return f"{x:,.{decimals}f}" if decimals is not None else f"{x:,}" if x == int(x) else f"{x:.4g}"
 
     def cell(group: Group, otherwise: tuple[str, ...]) -> Cell:
-        runs = [r for r in group.records if r.trained or section in STATIC]
+        runs = [r for r in group.records if r.trained or static(key.key)]
         found = [x for r in runs if (x := getattr(r, section).get(name)) is not None]
         numbers = [x for x in found if isinstance(x, int | float) and not isinstance(x, bool)]
         notes = _of_others(runs, section, name, show)
@@ -209,6 +235,12 @@ def _property_column(key: ColumnKey, rows: Rows) -> Built:
             return Cell(found[0].rstrip("/").rpartition("/")[2], n=len(found), notes=notes, link=found[0])
         if found:
             return Cell("; ".join(dict.fromkeys(fact(key.key, x) for x in found)), n=len(found), notes=notes)
+        if is_cost(key.key):
+            return Cell(DASH, mark="missing", notes=tuple(dict.fromkeys(missing(r, name) for r in runs)))
+        if key.key in OF_CODES and runs and all(r.layout.get("vocab_sizes") == [] for r in runs):
+            return Cell("continuous", n=len(runs))
+        if key.key in NOTHING and runs and all(name in getattr(r, section) for r in runs):
+            return Cell(DASH, mark="missing", notes=(NOTHING[key.key],))
         return not_trained(group, rows) or Cell(DASH, mark="missing", notes=otherwise)
 
     return Built(key, Column(key.key, key.title if key.title is not None else title),

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bench.costs import COSTS, is_cost
 from bench.errors import BadInput
 from bench.registry import did_you_mean
 from bench.report.columns import Doubts
@@ -22,6 +23,9 @@ from bench.report.model import Direction, Table, is_property
 from bench.report.spec import FigureSpec, RowKey
 from bench.report.tables import build_table, comparable_numbers
 from bench.results import Record
+
+#: how an axis calls a cost
+AXES = {name: cost.heading.replace("GMACs", "MACs").replace("MiB/image", "memory (bytes an image)") for name, cost in COSTS.items()}
 
 #: what is known of a run besides its settings and its measured values: how an axis calls it, and which end is better
 PROPERTIES: dict[str, tuple[str, Direction]] = {
@@ -36,6 +40,9 @@ PROPERTIES: dict[str, tuple[str, Direction]] = {
     "cost.seconds_per_step": ("seconds per step", "lower"),
     "cost.evaluate_seconds": ("evaluation time (s)", "lower"),
     "cost.peak_memory_bytes": ("peak memory (bytes)", "lower"),
+    "parameters.encoder": ("parameters of the encoder", "lower"),
+    "parameters.decoder": ("parameters of the decoder", "lower"),
+    **{f"cost.{name}": (AXES[name], cost.direction) for name, cost in COSTS.items()},
 }
 STATIC = ("layout", "parameters")       # known of a run that failed, too
 
@@ -165,7 +172,7 @@ def number_of(record: Record, key: str) -> float | None:
     layout.total_codes is the sum of the codes of all levels; layout.bits_per_pixel follows from the image size.
     """
     section, _, name = key.partition(".")
-    if not record.trained and section not in STATIC:
+    if not record.trained and section not in STATIC and not is_cost(key):
         return None
     value = getattr(record, section).get(name)
     if key == "layout.total_codes" and value is None:

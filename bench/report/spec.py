@@ -44,6 +44,7 @@ class RowKey(Frozen):
     link: bool = False                      # link a component's title to its source file
     descending: bool = False                # largest first
     order: tuple[Scalar, ...] = ()          # these values (a component: name or title) first
+    only: tuple[Scalar, ...] = ()           # these alone, in this order
 
     @property
     def resolved(self) -> str:
@@ -64,6 +65,7 @@ class ColumnKey(Frozen):
     key: str                                # psnr, usage_window, parameters.total, ...
     title: str | None = None                # heading; default: the metric's own title
     decimals: Annotated[int, Field(ge=0, le=12)] | None = None      # default: the metric's; per cent: 2
+    note: str = ""                          # footnote at the heading
     mixed: bool = False                     # show numbers of other protocols too, footnoted; else they are refused
     published: bool = False                 # with two columns beside it: the published number, and ours minus it
 
@@ -146,6 +148,16 @@ class ReportSpec(Frozen):
     tables: tuple[TableSpec, ...] = ()
     figures: tuple[FigureSpec, ...] = ()
     published: tuple[PublishedSpec, ...] = ()
+    machine: str = ""                       # part of the name of that whose times cost columns show; "": where most rows were timed
+
+    def ordered(self, key: str, values: tuple[Scalar, ...]) -> ReportSpec:
+        """With these values of a row key first, in tables that say no order of it."""
+        def of(table: TableSpec) -> TableSpec:
+            rows = (k.model_copy(update={"order": values}) if k.resolved == key and not (k.order or k.only or k.descending) else k
+                    for k in table.row_keys())
+            return table.model_copy(update={"rows": tuple(rows)})
+
+        return self.model_copy(update={"tables": tuple(map(of, self.tables))})
 
     @model_validator(mode="after")
     def _names_differ(self) -> ReportSpec:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from bench.costs import cost_notes
 from bench.errors import BadInput
 from bench.report.beside import published_columns
 from bench.report.columns import Built, Doubts, Rows, build_column, common_n, comparable_numbers, ended, show_n
@@ -24,6 +25,7 @@ from bench.report.grouping import (
     canonical,
     component_titles,
     plain,
+    selected,
 )
 from bench.report.model import Column, Header, Row, Table
 from bench.report.notes import count_of, images_text, stamp, table_notes
@@ -51,6 +53,7 @@ def build_table(
     """
     all_runs = sorted(records, key=lambda r: r.train_id)
     runs = [r for r in all_runs if not r.debug] or all_runs
+    runs = [r for r in runs if selected(r, spec.row_keys())]
     over = spec.over_keys()
     arranged = arrange(runs, spec.row_keys(), over, leave_out=True)
     beneath = yardsticks(sanity, runs) if spec.sanity and arranged.groups and arranged.keys else []
@@ -61,16 +64,17 @@ def build_table(
     )
     built = _columns(spec, rows, published, entries)
     n = common_n(built)
-    lettered, footnotes = _lettered(_rows([show_n(b, n) for b in built], arranged, beneath, over))
+    columns, lettered, footnotes = _lettered(
+        [b.column for b in built], _rows([show_n(b, n) for b in built], arranged, beneath, over))
     return Table(
         name=spec.name,
         title=spec.heading,
         caption=spec.caption,
         keys=tuple(Column(k.resolved, k.heading) for k in arranged.keys),
-        columns=tuple(b.column for b in built),
+        columns=columns,
         rows=lettered,
         footnotes=footnotes,
-        notes=tuple(table_notes(arranged, runs, built, over, n)),
+        notes=(*table_notes(arranged, runs, built, over, n), *cost_notes([b.column.key for b in built], runs)),
         stamp=stamp(runs, suite, beneath),
     )
 
@@ -80,7 +84,8 @@ def _columns(
 ) -> list[Built]:
     built: list[Built] = []
     for key in spec.column_keys():
-        built.append(build_column(key, rows))
+        made = build_column(key, rows)
+        built.append(replace(made, column=replace(made.column, notes=(key.note,))) if key.note else made)
         if not key.published:
             continue
         if not built[-1].column.measured:
@@ -99,8 +104,10 @@ def _rows(built: Sequence[Built], arranged: Arranged, beneath: Sequence[Record],
                    for i, h in enumerate(yardstick_headers(beneath, arranged.keys))]
 
 
-def _lettered(rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[tuple[str, str], ...]]:
-    """Sentences at cells become marks a, b, ..., z, aa, ... in reading order; equal sentences share one."""
+def _lettered(
+    columns: Sequence[Column], rows: Sequence[Row]
+) -> tuple[tuple[Column, ...], tuple[Row, ...], tuple[tuple[str, str], ...]]:
+    """Sentences at headings and cells become marks a, b, ..., z, aa, ... in reading order; equal sentences share one."""
     marks: dict[str, str] = {}
 
     def mark(sentences: tuple[str, ...]) -> tuple[str, ...]:
@@ -108,12 +115,13 @@ def _lettered(rows: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[tuple[str, st
         letters = {marks.setdefault(s, _letters(len(marks))) for s in clean}
         return tuple(sorted(letters, key=lambda x: (len(x), x)))
 
+    headed = tuple(replace(c, notes=mark(c.notes)) if c.notes else c for c in columns)
     lettered = tuple(
         replace(row, headers=tuple(replace(h, notes=mark(h.notes)) if h.notes else h for h in row.headers),
                 cells=tuple(replace(c, notes=mark(c.notes)) if c.notes else c for c in row.cells))
         for row in rows
     )
-    return lettered, tuple((letter, sentence) for sentence, letter in marks.items())
+    return headed, lettered, tuple((letter, sentence) for sentence, letter in marks.items())
 
 
 def _letters(index: int) -> str:

@@ -158,7 +158,8 @@ def tokenizer_table(timings: Sequence[Timing]) -> Table:
     for (_, label, size, dtype), row in sorted(rows.items(), key=str):
         cells = []
         any_of = next(iter(row.values()))
-        for count in (any_of.parameters, any_of.macs):
+        counts = [row["train"].macs] if "train" in row else [t.macs for t in row.values()]
+        for count in (any_of.parameters, None if None in counts else sum(counts)):
             cells.append(DASH if count is None else Cell(f"{count / 1e6:,.2f} M" if count < 1e9 else f"{count / 1e9:,.2f} G", float(count), n=1))
         for w in doing:
             t = row.get(w)
@@ -175,7 +176,7 @@ def tokenizer_table(timings: Sequence[Timing]) -> Table:
     for w in doing:
         columns += [Column(f"{w}_images_per_second", f"{w}, images/s", "higher"), Column(f"{w}_memory", f"{w}, extra MiB", "lower")]
     notes = ("images/s: median of interleaved rounds (quartiles). encode: images to codes; decode: codes to images; train: one whole step of the training loop, "
-             "optimizer included. MACs: products and convolutions of one encode and one decode, multiply and add as one.",)
+             "optimizer included. MACs: products and convolutions of what is timed (of a step: of its forward), multiply and add as one.",)
     return Table("tokenizers", "Tokenizers", _caption(timings), (Column("who", "tokenizer"), Column("size", "images"), Column("dtype", "precision")),
                  tuple(columns), tuple(out), tuple((m, f"{r}.") for r, m in reasons.items()), notes, _stamp(timings))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bench.costs import COSTS, is_cost, machine_of
 from bench.errors import BadInput
 from bench.report.columns import Doubts
 from bench.report.drawing import (
@@ -118,6 +119,8 @@ def tradeoffs(records: Sequence[Record], spec: FigureSpec, doubts: Doubts | None
     table = build_table(records, table_spec, doubts=doubts or {})
     xs = _xs(arranged, table, spec)
     x_heading, x_direction = x_title(key), PROPERTIES.get(key.resolved, ("", "none"))[1]
+    if is_cost(key.resolved) and COSTS[key.resolved.removeprefix("cost.")].timed and (machine := machine_of(records)):
+        x_heading += f" ({machine.partition(',')[0]})"
     if measured:
         x_heading, x_direction = table.columns[-1].heading, table.columns[-1].direction
     names = [_names(arranged, table, i, spec) for i in range(len(table.rows))]
