@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from bench.catalogue import Absent, digest, format_name
+from bench.catalogue import Absent, digest, format_name, load_checkpoint
 from bench.errors import BadInput
 from bench.image_cache import open_split
 from bench.places import Places
@@ -130,7 +130,7 @@ class Draft:
     data: dict[str, Any] = field(default_factory=dict)
     written: tuple[tuple[KeyPath, dict[KeyPath, Where]], ...] = ()      # (path, origins below it), the last one counts
     label: str | None = None
-    chosen: dict[str, Any] = field(default_factory=dict)                # of each axis with several values
+    chosen: dict[str, Any] = field(default_factory=dict)                # of each axis, and of each group of zip its first key
 
     def set(self, path: tuple[str, ...], value: Any, origins: dict[KeyPath, Where]) -> None:
         """Write a value and, for every path below it, where it was written (`origins`: relative paths)."""
@@ -417,12 +417,11 @@ class Binder:
         try:
             format = None if asked.format is None else format_name(asked.format)
             found = self.once("init_from", (asked.checkpoint, format), lambda: digest(asked.checkpoint, format, self.places))
-        except (Absent, BadInput) as error:
-            if not isinstance(error, Absent) or asked.sha256 is None:
-                hint = "; or give sha256, to plan without it" if isinstance(error, Absent) else ""
-                self.problems[str(self.fail(("train", "init_from", "checkpoint"), asked.checkpoint, f"{error}{hint}"))] = None
-                return None
-            found = asked.sha256
+        except Absent:                                          # planned without it; `preflight` lets nothing begin
+            found = asked.sha256 or next((f.sha256 for f in load_checkpoint(asked.checkpoint).files[:1] if f.sha256), "unknown")
+        except BadInput as error:
+            self.problems[str(self.fail(("train", "init_from", "checkpoint"), asked.checkpoint, str(error)))] = None
+            return None
         if asked.sha256 is not None and not found.startswith(asked.sha256) and not asked.sha256.startswith(found):
             self.problems[str(self.fail(("train", "init_from", "sha256"), asked.sha256,
                                         f"{asked.checkpoint} is another file: its sha256 is {found[:12]}..."))] = None

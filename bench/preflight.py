@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.catalogue import locate
 from bench.errors import BadInput
 from bench.places import Places
 from bench.run import Run, open_images
@@ -25,6 +26,11 @@ def preflight(todo: Sequence[Run], places: Places) -> None:
     for run in {json.dumps(r.train.dataset.content(), default=str, sort_keys=True): r for r in todo}.values():
         for split in ("train", "test"):
             open_images(run, split, places)
+    for given, label in {run.start.checkpoint: run.label for run in todo if run.start is not None and run.start.checkpoint}.items():
+        try:
+            locate(given, places)
+        except BadInput as error:
+            raise BadInput(f"{label} begins with other weights (train.init_from): {error}") from error
     networks = sorted({name for run in todo for w in run.values for name in w.spec.networks})
     training = sorted({name for run in todo for name in run.train.networks})
     if absent := missing(training, places):

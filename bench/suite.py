@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from bench.binder import RESOURCES, SECTIONS, Binder, Draft, Measurement, Where, explain, show
-from bench.catalogue import CheckpointEntry, format_name, load_checkpoint
+from bench.catalogue import CheckpointEntry, called, format_name, load_checkpoint
 from bench.errors import BadInput
 from bench.places import Places
 from bench.registry import did_you_mean
@@ -72,6 +72,8 @@ class Suite:
     """A suite file (and the command line's overrides), its frame checked."""
 
     def __init__(self, frame: SuiteFrame, file: str, lines: dict[KeyPath, int], overrides: dict[str, Any]) -> None:
+        if frame.checkpoints:
+            frame = frame.model_copy(update={"report": frame.report.ordered("checkpoint", tuple(map(called, frame.checkpoints)))})
         self.frame, self.file, self.lines = frame, file, lines
         self.overrides = {k: v for k, v in overrides.items() if not _of_resources(k)}
         self.resources = {k: v for k, v in overrides.items() if _of_resources(k)}       # likewise, but of no identity
@@ -268,8 +270,8 @@ class Suite:
                     draft.label = str(value)
                 else:
                     draft.set(tuple(key.split(".")), value, self._origins(path))
-            draft.chosen = {key: value for key, value, path in itertools.chain(*combination)
-                            if path[0] == "axes" and len(frame.axes[key]) > 1}
+            groups = [choice for options, choice in zip(choices, combination, strict=True) if len(options) > 1]
+            draft.chosen = {group[0][0]: group[0][1] for group in groups if all(key != "label" for key, _, _ in group)}
             drafts.append(draft)
         for i, settings in enumerate(frame.include):
             draft = base.copy()
@@ -471,7 +473,7 @@ def _named(drafts: Sequence[Draft]) -> list[str]:
 def _parents_first(drafts: Sequence[Draft], labels: Sequence[str], problems: dict[str, None]) -> Iterator[tuple[int, int | None]]:
     """(position of a draft, that of the one it begins from): in the order given, but after that one.
 
-    A label stands for the run of that name, of the same seed and of the same values of all axes."""
+    A label stands for the run of that name, of the same seed and of the same values of all axes and other groups of zip."""
     seeds = [draft.get(("train", "seed")) for draft in drafts]
     parents: dict[int, int] = {}
     for i, draft in enumerate(drafts):

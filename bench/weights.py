@@ -58,9 +58,10 @@ FILES = {
     "convnext_small": WeightFile(
         "convnext_small-0c510722.pth", f"{TORCHVISION}/convnext_small-0c510722.pth", "0c510722", 192,
         "torchvision, BSD-3-Clause; trained on ImageNet (IMAGENET1K_V1)"),
-    # a tokenizer whose codes another one learns to predict; no sha256 of it is published, so it is not downloaded
+    # a tokenizer whose codes another one learns to predict; `bench prepare --checkpoint maskgit-vqgan` fetches it
     "maskgit_vqgan": WeightFile(
-        "maskgit-vqgan-imagenet-f16-256.bin", "", "", 230,
+        "maskgit-vqgan-imagenet-f16-256.bin",
+        "https://huggingface.co/fun-research/TiTok/resolve/main/maskgit-vqgan-imagenet-f16-256.bin", "", 218,
         "MaskGIT's tokenizer for torch, Apache-2.0, huggingface.co/fun-research/TiTok; trained on ImageNet"),
     # the trunk of a discriminator; no sha256 of it is published, so it is not downloaded
     "dino_vits16": WeightFile(
@@ -111,8 +112,9 @@ def needed(attributes: Mapping[str, Any], keywords: Mapping[str, Any]) -> list[s
 def find(name: str, places: Places) -> Path | None:
     """Where a file is on this machine: BENCH_WEIGHTS (places.weights) or a folder in it, then the torch hub cache."""
     known = _known(name)
-    for folder in _folders(places):
-        within = sorted(folder.glob(f"*/{known.file}")) if folder == places.weights else []
+    published = places.cache / "checkpoints"            # what `bench prepare --checkpoint` has fetched
+    for folder in (*_folders(places), published):
+        within = sorted(folder.glob(f"*/{known.file}")) if folder in (places.weights, published) else []
         for path in (folder / known.file, *within):
             if path.is_file():
                 return path

@@ -16,6 +16,7 @@ from bench import init_from
 from bench.errors import BadInput
 from bench.jobs import packed
 from bench.places import Places
+from bench.preflight import preflight
 from bench.suite import Suite
 from bench.train import train
 
@@ -144,7 +145,7 @@ WRONG = {
     "no file": ({"checkpoint": "no/such.pt", "format": "taming"}, "no/such.pt: there is no such file"),
     "whose": ({"checkpoint": "six.yaml"}, "whose checkpoint is it?"),
     "not averaged": ({"run": "one", "weights": "average"}, "one has no averaged weights; set train.average in it"),
-    "not here": ({"checkpoint": "taming-f16-1024"}, "are not on this machine"),
+    "another": ({"checkpoint": "six.yaml", "format": "taming", "sha256": "0123456789ab"}, "six.yaml is another file: its sha256"),
 }
 
 
@@ -161,11 +162,18 @@ def test_what_cannot_be_begun_with_is_one_sentence(case: str, tmp_path: Path, mo
     assert len(str(said.value).splitlines()) <= 2       # once a seed at most
 
 
-def test_a_listed_checkpoint_that_is_not_here_can_be_planned_with_by_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("known", [None, "0123456789ab"])
+def test_a_listed_checkpoint_that_is_not_here_can_be_planned_with_and_not_begun(
+    known: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("BENCH_WEIGHTS", raising=False)
     content = staged()
-    content["include"][0]["train.init_from"] = {"checkpoint": "taming-f16-1024", "sha256": "0123456789ab"}
-    assert {run.train.init_from.sha256 for run in expanded(content, tmp_path) if run.label == "two"} == {"0123456789ab"}
+    content["include"][0]["train.init_from"] = {"checkpoint": "taming-f16-1024"} | ({"sha256": known} if known else {})
+    runs = [run for run in expanded(content, tmp_path) if run.label == "two"]
+    assert {run.train.init_from.sha256 for run in runs} == {known or "unknown"}
+    with pytest.raises(BadInput, match="two begins with other weights .train.init_from.: the weights of taming-f16-1024 are not on this"):
+        preflight(runs, Places.find())
 
 
 # -- from end to end -----------------------------------------------------------------------------------------------------
