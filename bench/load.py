@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -114,35 +114,41 @@ class PretrainedTokenizer(nn.Module):
 
 def load_tokenizer(
     given: str | Path, *, format: str | None = None, image_size: int | None = None, places: Places | None = None,
-    progress: Callable[[int, int], None] | None = None, **tokenizer: Any,
+    progress: Callable[[int, int], None] | None = None, weights: Literal["live", "average"] = "live", **tokenizer: Any,
 ) -> PretrainedTokenizer:
     """A ready tokenizer in eval mode, on the CPU.
 
     given: a file, a folder, a name of the list of published checkpoints, an URL, hf:OWNER/NAME or hf:OWNER/NAME:FILE; what
     `save_pretrained` and `bench convert` wrote; a run of ours (its folder, or its final.pt). format: whose state dict it is,
-    where the checkpoint does not say so itself. Further keywords go to the tokenizer, over what the checkpoint says.
+    where the checkpoint does not say so itself. weights: of a run of ours that was trained with `train.average`, which.
+    Further keywords go to the tokenizer, over what the checkpoint says.
     Raises BadInput with one sentence for whatever cannot be found, opened or converted.
     """
     places = places or Places.find()
     return PretrainedTokenizer(open_checkpoint(
-        locate(str(given), places, progress), places, format=format, image_size=image_size, keywords=tokenizer))
+        locate(str(given), places, progress), places, format=format, image_size=image_size, keywords=tokenizer, weights=weights))
 
 
 def open_checkpoint(
     found: Found, places: Places, *, format: str | None = None, image_size: int | None = None,
-    keywords: Mapping[str, Any] | None = None,
+    keywords: Mapping[str, Any] | None = None, weights: Literal["live", "average"] = "live",
 ) -> Opened:
-    """Read, convert and build. The file says what it is, or `format` does; `keywords` are as a suite writes them.
+    """Read, convert and build. The file says what it is, or `format` does; `keywords` are as a suite writes them, `weights`
+    is for runs of ours (of a published file its format says which count).
 
     Raises BadInput, or the constructor's ValueError for a tokenizer that cannot be for this image size.
     """
     include_from_environment()
     path, entry, keywords = found.path, found.entry, keywords or {}
-    if format is None and entry is None:
+    own = format is None and entry is None
+    run = run_folder(path) if own and not (path / SETTINGS).is_file() else None
+    if run is None and weights == "average":
+        raise BadInput(f"{path}: averaged weights are asked for, which only runs of ours hold beside the live ones")
+    if own:
         if path.is_dir() and (path / SETTINGS).is_file():
             return _ours(path, places, image_size, keywords)
-        if (run := run_folder(path)) is not None:
-            return _run(run, path, places, image_size, keywords)
+        if run is not None:
+            return _run(run, path, places, image_size, keywords, weights)
         weight_files(found, None)                       # says what is wrong
     name = format_name(format or entry.format)          # type: ignore[union-attr]
     spec = ComponentSpec(kind="format", name=name, revision=signature("format", name).revision, kwargs={})
@@ -179,7 +185,7 @@ def _ours(folder: Path, places: Places, image_size: int | None, keywords: Mappin
     return _opened(model, image_size or size, state, folder, None, files)
 
 
-def _run(folder: Path, path: Path, places: Places, image_size: int | None, keywords: Mapping[str, Any]) -> Opened:
+def _run(folder: Path, path: Path, places: Places, image_size: int | None, keywords: Mapping[str, Any], weights: str) -> Opened:
     file = folder / "checkpoints" / "final.pt" if path.is_dir() else path
     if not file.is_file():
         raise BadInput(f"{folder}: this run has no final.pt, because it has not ended or its weights were removed; name one "
@@ -187,7 +193,12 @@ def _run(folder: Path, path: Path, places: Places, image_size: int | None, keywo
     try:
         said = json.loads((folder / "spec.json").read_text())
         spec, size = ComponentSpec(**said["model"]), int(said["dataset"]["kwargs"]["image_size"])
-        state = _read(file)["train"]["model"]
+        trained = _read(file)["train"]
+        state = dict(trained["model"])
+        if weights == "average":
+            if trained.get("average") is None:
+                raise BadInput(f"{folder}: this run was trained without train.average, so it has no averaged weights")
+            state |= trained["average"]
     except BadInput:
         raise
     except (ValueError, KeyError, TypeError) as error:
