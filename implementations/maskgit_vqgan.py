@@ -5,9 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+from torch import nn
+
 from bench.interfaces import Quantizer
 from bench.registry import register
 from implementations.backbones.conv_res import ConvDecoder, ConvEncoder, ConvResTokenizer
+
+CUT_DEVIATION = 0.87962566103423978             # of a standard normal that is cut off at -2 and 2
 
 
 @register("tokenizer", "maskgit_vqgan")
@@ -19,11 +23,13 @@ class MaskGITVQGAN(ConvResTokenizer):
     blocks: residual blocks a level and in the middle, of encoder and decoder. latent_channels: width of the latents
         for a quantizer that does not say its own.
     pixels: what the network sees: [-1, 1] as everywhere (`symmetric`), or [0, 1] as the published weights do (`unit`).
+    init: of convolutions: torch's own (`torch`), or as published (`lecun`) a normal of variance 1 / fan-in, cut off at two
+        deviations, with biases of zero. The published codebook begins as `fan_in_uniform`.
     Raises ValueError for widths that 32 groups do not divide and image sizes that cannot be halved often enough.
     """
 
     title = "MaskGIT VQGAN"
-    neutral = {"pixels": "symmetric"}
+    neutral = {"pixels": "symmetric", "init": "torch"}
     small = {"channels": 32, "multipliers": [1, 2, 2], "blocks": 1, "latent_channels": 8,
              "quantizer": {"name": "vq", "codebook_size": 16, "entropy": True}}
 
@@ -37,6 +43,7 @@ class MaskGITVQGAN(ConvResTokenizer):
         blocks: int = 2,
         latent_channels: int = 256,
         pixels: Literal["symmetric", "unit"] = "symmetric",
+        init: Literal["torch", "lecun"] = "torch",
     ) -> None:
         super().__init__(image_size, quantizer, multipliers, latent_channels)
         self.unit = pixels == "unit"
@@ -44,3 +51,15 @@ class MaskGITVQGAN(ConvResTokenizer):
                    "mid_attention": False, "bias": False, "shortcut": "output"}
         self.encoder = ConvEncoder(self.quantizer.input_dim, down="average", out_kernel=1, **network)
         self.decoder = ConvDecoder(self.quantizer.output_dim, **network)
+        if init == "lecun":
+            self.encoder.apply(lecun)
+            self.decoder.apply(lecun)
+
+
+def lecun(layer: nn.Module) -> None:
+    """A convolution as jax draws it: variance 1 / fan-in after the cut at two deviations."""
+    if isinstance(layer, nn.Conv2d):
+        deviation = (layer.weight[0].numel() ** -0.5) / CUT_DEVIATION
+        nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

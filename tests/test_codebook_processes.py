@@ -22,6 +22,7 @@ from bench.types import LatentShape
 from implementations.codebook.restarts.cvq import CVQ
 from implementations.codebook.restarts.diveq_copy import DiVeQCopy
 from implementations.codebook.restarts.random_restart import RandomRestart
+from implementations.codebook.restarts.rq_vae import RQVAE
 from implementations.quantizers import codebook_vq
 from implementations.quantizers.codebook_vq import CodebookVQ
 from implementations.quantizers.ema_vq import EMAVQ
@@ -41,7 +42,7 @@ AROUND = {
 # a matter of the last digit: they are made in the last steps.
 RESTARTS = {
     "random": partial(RandomRestart, every=2, threshold=0.5, decay=0.5), "copy": partial(DiVeQCopy, every=STEPS, fewest=0.9),
-    "closest": partial(CVQ, begin=STEPS - 2), "drawn": partial(CVQ, anchor="random"), "probabilistic": partial(CVQ, anchor="probabilistic"),
+    "rq_vae": partial(RQVAE, threshold=2.0, decay=0.5), "closest": partial(CVQ, begin=STEPS - 2), "drawn": partial(CVQ, anchor="random"), "probabilistic": partial(CVQ, anchor="probabilistic"),
     "first batch": partial(CVQ, anchor="random", first_batch=True, begin=1),
 }
 INSIDE = {

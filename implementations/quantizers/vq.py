@@ -37,7 +37,7 @@ class VQ(Quantizer):
         *,
         codebook_size: int = 512,
         codebook_dim: int | None = None,
-        init: Literal["uniform", "kaiming", "variance", "normal", "samples"] = "uniform",
+        init: Literal["uniform", "kaiming", "variance", "normal", "fan_in_uniform", "samples"] = "uniform",
         normalize: Literal["none", "codes", "both"] = "none",
         entropy: bool = False,
         entropy_temperature: float = 0.01,

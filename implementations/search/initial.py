@@ -12,7 +12,8 @@ from bench.distributed import derived_seed, gather
 
 def initial_codebook(codebook_size: int, dim: int, init: str) -> Tensor:
     """[K, D] float32. `uniform` U(+-1/K) (most VQ code), `kaiming` U(+-sqrt(6/D)), `variance` U(+-sqrt(3/D)),
-    `normal` N(0, 1), `fan_in` N(0, 1/K), a layer's that takes one-hot codes; `samples` are drawn from the latents of the first training batch, see `drawn_from`.
+    `normal` N(0, 1), `fan_in` N(0, 1/K), a layer's that takes one-hot codes, and `fan_in_uniform` U(+-sqrt(3/K)) of the
+    same variance (MaskGIT); `samples` are drawn from the latents of the first training batch, see `drawn_from`.
     Raises ValueError for an empty table."""
     if codebook_size < 1:
         raise ValueError(f"codebook_size must be at least 1, got {codebook_size}")
@@ -23,7 +24,9 @@ def initial_codebook(codebook_size: int, dim: int, init: str) -> Tensor:
         return table.normal_()
     if init == "fan_in":
         return table.normal_(std=codebook_size**-0.5)
-    bound = {"uniform": 1 / codebook_size, "kaiming": math.sqrt(6 / dim), "variance": math.sqrt(3 / dim)}[init]
+    bounds = {"uniform": 1 / codebook_size, "kaiming": math.sqrt(6 / dim), "variance": math.sqrt(3 / dim),
+              "fan_in_uniform": math.sqrt(3 / codebook_size)}
+    bound = bounds[init]
     return table.uniform_(-bound, bound)
 
 
