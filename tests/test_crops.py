@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from bench.crops import blurred, distorted, hue_turned, random_box, stretched, to_short_side
+from bench.data import Order, StreamedBatches
 from bench.datasets.imagenet import ImageNet
 from bench.errors import BadInput
 
@@ -138,3 +139,17 @@ def test_training_crops_are_functions_of_the_generator_and_leave_test_images_alo
     assert one.shape == (3, 32, 32) and np.array_equal(one, again) and not np.array_equal(one, other)
     assert images.random and not test.random
     assert np.array_equal(test.load(0), ImageNet(root, "test", image_size=32).load(0))
+
+
+@pytest.mark.parametrize("crop", ["square", "part"])
+def test_a_resumed_stream_goes_on_with_the_same_pixels(root: Path, crop: str) -> None:
+    images = ImageNet(root, "train", image_size=32, crop=crop, distort=True)
+
+    def stream() -> StreamedBatches:
+        order = Order(len(images), seed=3, batch_size=2, accumulation=1, flip=True)
+        return StreamedBatches(images, order, torch.device("cpu"), steps=4, accumulation=1, workers=0, channels_last=False)
+
+    whole, rest = stream(), stream()
+    seen = [whole(step, 0).images for step in range(4)]
+    assert all(torch.equal(rest(step, 0).images, seen[step]) for step in (2, 3))
+    assert not torch.equal(seen[0], seen[1])                        # one image, looked at anew
