@@ -20,7 +20,7 @@ LEAST_SECONDS = 2e-3        # of one round: shorter calls are repeated within it
 MOST_REPEATS = 256
 WARM_UPS = 2
 HELD = 0.5                  # seconds: a case slower than this is warmed up once
-SLOW = 1.0                  # seconds: the first call of such a case is all its warm-up, and its memory is taken of that
+SLOW = 1.0                  # seconds on a CPU: the first call of such a case is all its warm-up, and its memory is taken of that
 
 
 @dataclass(slots=True)
@@ -51,7 +51,7 @@ def watch(
     for key, call in calls.items():
         try:
             first = _first(call, found[key], device) if memory else _timed(call, 1, device)[0]
-            if memory and first > SLOW:
+            if memory and first > SLOW and device.type == "cpu":       # elsewhere something was compiled
                 continue
             # the fastest of them: one that had to wait for the processor would leave a short call without repeats
             fastest = min(_timed(call, 1, device)[0] for _ in range(WARM_UPS - 1 if first > HELD else WARM_UPS))

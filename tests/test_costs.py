@@ -136,8 +136,15 @@ def test_published_systems_are_all_there_and_told_apart() -> None:
     names = [s.name for s in found]
     assert len(set(names)) == len(names)
     assert {s.model.name for s in found} == set(available("tokenizer"))
-    assert {"imagenet256_maskbit: bits 12", "imagenet256_llamagen: VQ-8", "taming-f16-16384"} <= set(names)
+    assert {"imagenet256_llamagen: VQ-8", "taming-f16-16384"} <= set(names)
     assert {s.image_size for s in found if s.name.startswith("simvq_imagenet128")} == {128}
+
+
+def test_names_hold_the_fewest_settings_that_tell_systems_apart() -> None:
+    a = {"tokenizer.name": "net", "tokenizer.quantizer.name": "lfq", "tokenizer.quantizer.bits": 10}
+    b, c = a | {"tokenizer.quantizer.bits": 12}, {"tokenizer.name": "net", "tokenizer.quantizer.name": "vq"}
+    assert throughput._told_apart([a]) == [""]
+    assert throughput._told_apart([a, b, c]) == ["lfq, bits 10", "lfq, bits 12", "vq"]
 
 
 GOLDEN = ROOT / "tests" / "parity" / "formats.npz"
