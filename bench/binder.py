@@ -6,6 +6,7 @@ import json
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -426,7 +427,8 @@ class Binder:
             self.problems[str(self.fail(("train", "init_from", "sha256"), asked.sha256,
                                         f"{asked.checkpoint} is another file: its sha256 is {found[:12]}..."))] = None
             return None
-        return (Start(label=asked.checkpoint, checkpoint=asked.checkpoint, format=format),
+        named = Path(asked.checkpoint).name if asked.checkpoint[0] in "/~." else asked.checkpoint    # a record knows no paths
+        return (Start(label=named, checkpoint=asked.checkpoint, format=format),
                 InitFrom(sha256=found[:12], names=asked.names, weights=asked.weights))
 
     def loop(self, train: TrainSection, debug: bool) -> LoopSettings:
