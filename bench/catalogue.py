@@ -77,7 +77,7 @@ class Checkpoint(Frozen):
     page: str                                       # where a person finds it
     license: str
     paper: str = ""
-    from_scratch: bool = True                       # no part of it was initialised from, or is, another network
+    from_scratch: bool | None = True                # no part of it was initialised from, or is, another network; None: not stated
     pretrained: Annotated[tuple[str, ...], Listed] = ()     # those parts; and networks that its training took losses from
     trained_on: str = ""
     note: str = ""
@@ -129,6 +129,16 @@ def format_name(given: str) -> str:
     if name not in available("format"):
         raise BadInput(f"there is no checkpoint format {given!r}{did_you_mean(name, available('format'))}")
     return name
+
+
+def called(entry: str | Mapping[str, Any]) -> str:
+    """What a table calls a checkpoint of a suite, as far as that can be known without looking at it."""
+    given = entry if isinstance(entry, str) else str(entry.get("label") or entry.get("checkpoint"))
+    if given in checkpoints() or given != (entry if isinstance(entry, str) else entry.get("checkpoint")):
+        return given
+    if given.startswith("hf:"):
+        return given.removeprefix("hf:").partition(":")[0]
+    return Path(unquote(urlsplit(given).path)).stem
 
 
 # -- where files are -----------------------------------------------------------------------------------------------------
@@ -210,8 +220,17 @@ def _fetch_member(one: CheckpointFile, home: Path, progress: Progress | None) ->
 def locate(given: str, places: Places, progress: Progress | None = None) -> Found:
     """What FILE, FOLDER, NAME, an URL, hf:OWNER/NAME or hf:OWNER/NAME:FILE means, fetched where it is on the network.
 
-    A NAME is not fetched here. Raises Absent where its files are not on this machine, else BadInput with one sentence.
+    A file that has the bytes of a listed one is that one, wherever it came from. A NAME is not fetched here. Raises Absent
+    where its files are not on this machine, else BadInput with one sentence.
     """
+    if given in checkpoints() and not Path(given).exists():
+        return _listed(load_checkpoint(given), places)
+    found = _anywhere(given, places, progress)
+    entry = _recognised(found.path, places)
+    return found if entry is None else Found(entry.name, found.path, entry, found.link or entry.link)
+
+
+def _anywhere(given: str, places: Places, progress: Progress | None) -> Found:
     path = Path(given).expanduser()
     if path.exists():
         return Found(path.stem if path.is_file() else path.name, path.absolute())
@@ -223,11 +242,23 @@ def locate(given: str, places: Places, progress: Progress | None = None) -> Foun
         if not target.is_file():
             fetch(given, target, progress=progress)
         return Found(target.stem, target, link="" if given.startswith("file:") else given)
-    if given not in checkpoints():
-        looks = "/" in given or Path(given).suffix in SUFFIXES
-        raise BadInput(f"{given}: there is no such file" if looks else
-                       f"{given!r} is no file, and no published checkpoint{did_you_mean(given, checkpoints())}")
-    entry = load_checkpoint(given)
+    looks = "/" in given or Path(given).suffix in SUFFIXES
+    raise BadInput(f"{given}: there is no such file" if looks else
+                   f"{given!r} is no file, and no published checkpoint{did_you_mean(given, checkpoints())}")
+
+
+def _recognised(path: Path, places: Places) -> Checkpoint | None:
+    """The listed checkpoint whose file this is, or whose files lie in this folder, by their hashes."""
+    for name in checkpoints():
+        files = (entry := load_checkpoint(name)).files
+        here = [path] if path.is_file() else [path / one.file for one in files]
+        if len(here) == len(files) and all(one.sha256 and at.is_file() for one, at in zip(files, here, strict=True)) and all(
+                sha256(at, places.cache).startswith(one.sha256) for one, at in zip(files, here, strict=True)):
+            return entry
+    return None
+
+
+def _listed(entry: Checkpoint, places: Places) -> Found:
     if (found := find_checkpoint(entry, places)) is None:
         raise Absent(f"the weights of {entry.name} are not on this machine; `bench prepare --checkpoint {entry.name}` "
                      f"{'fetches them' if all(f.url for f in entry.files) else 'says where to get them'}")
@@ -237,6 +268,21 @@ def locate(given: str, places: Places, progress: Progress | None = None) -> Foun
 def here(given: str, places: Places) -> bool:
     """Whether a checkpoint could be measured now, without fetching anything that is listed."""
     return given not in checkpoints() or find_checkpoint(load_checkpoint(given), places) is not None
+
+
+def listing(places: Places) -> list[dict[str, Any]]:
+    """What `bench ls checkpoints` says of each; `here`: yes, no, by hand (no, and no program can fetch it), or another
+    file (of its name, with another hash)."""
+    found = []
+    for entry in map(load_checkpoint, checkpoints()):
+        try:
+            absent = "no" if all(one.url for one in entry.files) else "by hand"
+            here = absent if find_checkpoint(entry, places) is None else "yes"
+        except BadInput:
+            here = "another file"
+        found.append({"name": entry.name, "summary": entry.title, "format": entry.format, "image_size": entry.image_size,
+                      "license": entry.license, "here": here})
+    return found
 
 
 def parts(path: Path, patterns: Mapping[str, str]) -> list[tuple[Path, str]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from bench.binder import Measurement
 from bench.build import pick_device
-from bench.catalogue import Absent, CheckpointEntry, Found, locate
+from bench.catalogue import Absent, CheckpointEntry, Found, load_checkpoint, locate
 from bench.errors import BadInput
 from bench.evaluate import Measured, depends_on_batch, measure
 from bench.image_cache import decoded, open_split
@@ -98,6 +98,14 @@ def measure_checkpoints(
     return done
 
 
+def asked_for(records: Sequence[Record], on: Sequence[Measurement]) -> list[Value]:
+    """Of all that these records hold, what was asked for on these images."""
+    wanted = [w for measurement in on for w in measurement.values]
+    specs = (w.spec.model_copy(update={"train_id": r.train_id}) for r in records for w in wanted)
+    values = {value_id: value for r in records for value_id, value in r.values.items()}
+    return [values[spec.value_id] for spec in specs if spec.value_id in values]
+
+
 def _images(on: Measurement, places: Places) -> np.ndarray:
     try:
         opened = open_split(on.dataset.spec.partial(), "test", places)
@@ -121,7 +129,9 @@ def _absent(row: Row, reason: str, known: Sequence[Record]) -> Record:
     for record in known:
         if record.trained and record.fields.get("checkpoint.name") == row.label and record.spec.get("dataset") == dataset:
             return record
-    return _record(row, spec, None, {}, "skipped", reason)
+    record = _record(row, spec, None, {}, "skipped", reason)
+    by_hand = not all(file.url for file in load_checkpoint(row.entry.checkpoint).files)
+    return record.model_copy(update={"provenance": record.provenance | {"absent": row.entry.checkpoint, "by_hand": by_hand}})
 
 
 def _measured(

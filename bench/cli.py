@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,7 +153,7 @@ def list_entries(
     include_from_environment()
     for folder in include or []:
         include_folder(folder)
-    found: dict[str, list[dict[str, str]]] = {"suites": []}
+    found: dict[str, list[dict[str, Any]]] = {"suites": []}
     for path in sorted(Path("suites").glob("*.yaml")):
         try:
             data, _ = load_yaml(path.read_text(), path)
@@ -168,8 +168,16 @@ def list_entries(
         if plural not in found:
             raise BadInput(f"there is no kind {kind!r}{did_you_mean(kind, found)}")
         found = {plural: found[plural]}
+    if kind == "checkpoints":
+        from bench.catalogue import listing
+        from bench.places import Places
+
+        found = {kind: listing(Places.find())}
     if as_json:
         print(json.dumps(found, indent=1))
+        return
+    if kind == "checkpoints":
+        _print_checkpoints(found[kind])
         return
     for title, entries in found.items():
         if entries:
@@ -177,6 +185,17 @@ def list_entries(
             width = max(len(e["name"]) for e in entries)
             for e in entries:
                 console.print(f"  {e['name']:<{width}}  {e['summary']}", markup=False, highlight=False)
+
+
+def _print_checkpoints(entries: Sequence[Mapping[str, Any]]) -> None:
+    """As lines of equal columns."""
+    lines = [("name", "title", "format", "pixels", "licence", "here"), *(tuple(map(str, e.values())) for e in entries)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for i, line in enumerate(lines):
+        text = "  ".join(f"{word:<{width}}" for word, width in zip(line, widths, strict=True)).rstrip()
+        console.print(text, style="dim" if i == 0 else None, markup=False, highlight=False, soft_wrap=True)
+    console.print("here: no: `bench prepare --checkpoint NAME` fetches it; by hand: it says where to get it", markup=False,
+                  highlight=False, style="dim", soft_wrap=True)
 
 
 @app.command()
@@ -343,6 +362,7 @@ def _evaluate_checkpoints(
     include: list[Path] | None, debug: bool, as_json: bool, **given: Path | None,
 ) -> None:
     """Checkpoints on the images and for the values of a suite, or of overrides alone; `words`: maybe a suite, then those."""
+    from bench.checkpoint_records import asked_for
     from bench.collect import records_file, remember_suite, report_spec
     from bench.drive import measure_checkpoints
     from bench.places import Places
@@ -359,6 +379,7 @@ def _evaluate_checkpoints(
     places, name = Places.find(**given), (name or "checkpoints") + ("-debug" if debug else "")
     suite = checkpoint_suite(checkpoints, format, words, name)
     measured = measure_checkpoints(suite, places, batch_size=batch_size, debug=debug)
+    numbers = [v for v in asked_for(measured, suite.measurements(places, debug=debug)) if v.number is not None]
     records = read_records(records_file(places, name))
     try:
         find_suite(name)                        # a suite of that name says how its records are shown
@@ -369,10 +390,14 @@ def _evaluate_checkpoints(
     if as_json:
         print(json.dumps([{"train_id": r.train_id, "label": r.label, "state": r.state, "reason": r.reason,
                            "values": {v.name: v.number for v in r.values.values()}} for r in measured], indent=1))
-        return
-    for table in rendered.tables:
-        console.print(terminal_table(table))
-    console.print(f"report: {_relative(places.reports / name)}/", highlight=False)
+    else:
+        for table in rendered.tables:
+            console.print(terminal_table(table))
+        console.print(f"report: {_relative(places.reports / name)}/", highlight=False)
+    if not numbers:
+        why = dict.fromkeys(reason for r in measured for reason in (r.reason, *(v.reason for v in r.values.values())) if reason)
+        notice.print(f"nothing was measured: {'; '.join(why)}", markup=False)
+        raise typer.Exit(1)
 
 
 @app.command()

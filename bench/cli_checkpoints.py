@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from bench.cli import Include, app
-from bench.errors import BadInput
 from bench.terminal import console
 
 
@@ -43,33 +42,3 @@ def convert_checkpoint(
     count = sum(p.numel() for p in tokenizer.parameters())
     console.print(f"{folder}: {tokenizer.model.name}, {count:,} parameters, {tokenizer.image_size} pixels", markup=False,
                   highlight=False)
-
-
-def listing() -> list[dict[str, object]]:
-    """What `bench ls checkpoints` says of each; `here`: yes, no, by hand (no, and no program can fetch it), or another
-    file (of its name, with another hash)."""
-    from bench.catalogue import checkpoints, find_checkpoint, load_checkpoint
-    from bench.places import Places
-
-    places, found = Places.find(), []
-    for name in checkpoints():
-        entry = load_checkpoint(name)
-        try:
-            absent = "no" if all(one.url for one in entry.files) else "by hand"
-            here = absent if find_checkpoint(entry, places) is None else "yes"
-        except BadInput:
-            here = "another file"
-        found.append({"name": name, "summary": entry.title, "format": entry.format, "image_size": entry.image_size,
-                      "license": entry.license, "here": here})
-    return found
-
-
-def print_listing(entries: list[dict[str, object]]) -> None:
-    """As lines of equal columns below their names."""
-    lines = [("name", "title", "format", "pixels", "licence", "here"), *(tuple(map(str, e.values())) for e in entries)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for i, line in enumerate(lines):
-        text = "  ".join(f"{word:<{width}}" for word, width in zip(line, widths, strict=True)).rstrip()
-        console.print(text, style="bold" if i == 0 else None, markup=False, highlight=False, soft_wrap=True)
-    console.print("here: no: `bench prepare --checkpoint NAME` fetches it; by hand: it says where to get it", markup=False,
-                  highlight=False, style="dim", soft_wrap=True)

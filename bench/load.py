@@ -13,7 +13,7 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -374,20 +374,33 @@ def _state_dict(content: Mapping[str, Any], inside: tuple[str, ...], where: Path
 
 def described(tokenizer: Tokenizer, image_size: int) -> tuple[dict[str, Any], dict[str, int]]:
     """(layout, parameters) as records keep them."""
-    layout = tokenizer.layout
-    books = [tuple(book.shape) for book in tokenizer.quantizer.codebooks()]
+    layout, quantizer = tokenizer.layout, tokenizer.quantizer
+    books = list(quantizer.codebooks())
     bits = layout.bits_per_image
     levels = len(layout.vocab_sizes)
     shape = [*(layout.grids[0] if len(layout.grids) == 1 else (layout.num_tokens,)), *([levels] if levels > 1 else [])]
+    separate = _separate(books, quantizer.tables())
+    sizes = [len(book) // layout.tables for book in separate for _ in range(layout.tables)] or layout.vocab_sizes
     found = {
-        "num_tokens": layout.num_tokens, "vocab_sizes": list(layout.vocab_sizes), "dims": [b[1] for b in books],
+        "num_tokens": layout.num_tokens, "vocab_sizes": list(layout.vocab_sizes), "dims": [book.shape[1] for book in books],
         "grids": [list(g) for g in layout.grids], "bits_per_image": bits,
         "bits_per_pixel": None if bits is None else bits / image_size**2, "latent_size": " × ".join(map(str, shape)),
+        "codebook_size": _sizes(sizes), "code_dim": _sizes(sorted({book.shape[1] for book in separate})) or quantizer.output_dim,
+        "downsampling": image_size / max(h for h, _ in layout.grids) if layout.grids else None,
     }
-    if levels:
-        alike = levels > 1 and len(set(layout.vocab_sizes)) == 1
-        found["codebook_size"] = " × ".join(map(str, [levels, layout.vocab_sizes[0]] if alike else layout.vocab_sizes))
     total = sum(p.numel() for p in tokenizer.parameters())
-    tables = tokenizer.quantizer.tables()
-    total += sum(b[0] * b[1] for b, table in zip(books, tables, strict=False) if table is None)
-    return found, {"total": total, "learned": total, "codebook": sum(b[0] * b[1] for b in books)}
+    total += sum(book.numel() for book, table in zip(books, quantizer.tables(), strict=False) if table is None)
+    return found, {"total": total, "learned": total, "codebook": sum(book.numel() for book in books)}
+
+
+def _separate(books: Sequence[Tensor], tables: Sequence[nn.Parameter | None]) -> list[Tensor]:
+    """Those of the levels' codebooks that share no numbers with one before."""
+    behind = [book.data_ptr() if table is None else id(table) for book, table in zip(books, tables, strict=False)]
+    return list(dict(zip(reversed(behind), reversed(books), strict=True)).values())[::-1]
+
+
+def _sizes(sizes: Sequence[int]) -> int | str | None:
+    """16384; '16,384 × 2' for two alike; '512 + 1,024' for two that are not; None for none."""
+    if len(sizes) < 2:
+        return next(iter(sizes), None)
+    return f"{sizes[0]:,} × {len(sizes)}" if len(set(sizes)) == 1 else " + ".join(f"{size:,}" for size in sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -20,8 +21,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from report_records import record
+from rich.console import Console
 from safetensors.torch import save_file
-from tiny import ROOT, places
+from tiny import ROOT, fail, places
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -31,10 +34,12 @@ from bench import catalogue
 from bench.build import build_model
 from bench.cli import app
 from bench.errors import BadInput
-from bench.load import load_tokenizer
+from bench.load import described, load_tokenizer
 from bench.registry import available, resolve, signature
-from bench.report.tables import build_table, to_csv, to_html, to_latex, to_markdown
-from bench.results import read_records
+from bench.report.spec import TableSpec
+from bench.report.tables import build_table, terminal_table, to_csv, to_html, to_latex, to_markdown
+from bench.results import Component, Record, read_records
+from bench.spec import bind
 from bench.suite import Suite, checkpoint_report
 
 SHARED = Path(os.environ.get("BENCH_SHARED") or ROOT.parent / "shared") / "data"
@@ -283,7 +288,7 @@ def test_a_run_of_ours_is_a_checkpoint(tmp_path: Path) -> None:
 def test_every_listed_checkpoint_is_complete(name: str) -> None:
     entry = catalogue.load_checkpoint(name)
     assert entry.page.startswith("https://") and entry.license and entry.title
-    assert entry.from_scratch or entry.pretrained
+    assert entry.from_scratch is not False or entry.pretrained
     assert all(not one.url or one.url.startswith("https://") for one in entry.files)
     assert not catalogue.described(entry.format).get("files") or len(entry.files) == len(catalogue.described(entry.format)["files"])
 
@@ -330,7 +335,7 @@ def run(*words: str, code: int = 0) -> str:
 
 
 def test_prepare_fetches_once_and_checks_the_hash(listed: tuple[str, Path], tmp_path: Path) -> None:
-    said = run("eval", "--checkpoint", "mine", "dataset.name=photos", "dataset.image_size=64", "measure.values=[psnr]")
+    said = run("eval", "--checkpoint", "mine", "dataset.name=photos", "dataset.image_size=64", "measure.values=[psnr]", code=1)
     assert "not on this machine" in " ".join(said.split())
     run("prepare", "--checkpoint", "mine")
     path = tmp_path / "weights" / "mine" / "weights.pt"
@@ -457,6 +462,167 @@ def test_a_suite_of_checkpoints_trains_nothing_and_shows_what_is_absent(listed: 
     content["checkpoints"].append({"checkpoint": str(small), "format": "explore-vqvae", "label": "twin"})
     suite.write_text(yaml.safe_dump(content))
     assert "mine and twin are the same checkpoint" in run("eval", str(suite), "--launcher", "debug", code=2)
+
+
+def test_eval_of_what_cannot_be_measured_ends_with_a_code(listed: tuple[str, Path], small: Path, tmp_path: Path) -> None:
+    def evaluate(size: int, *words: str, code: int = 0) -> list[dict]:
+        said = run("eval", "--checkpoint", str(small), *words, "dataset.name=photos", f"dataset.image_size={size}",
+                   "dataset.test_images=2", "--json", code=code)
+        return json.loads(said[said.index("[\n"):said.rindex("]") + 1])
+
+    skipped, = evaluate(66, "measure.values=[psnr]", code=1)
+    assert skipped["state"] == "skipped" and skipped["reason"]
+    done, = evaluate(64, "measure.values=[psnr]")
+    assert done["values"]["psnr"] > 0
+    without, = evaluate(64, "measure.values=[lpips]", code=1)               # its network is not here; psnr was not asked for
+    assert without["values"]["lpips"] is None and without["values"]["psnr"] == done["values"]["psnr"]
+    assert len(evaluate(64, "measure.values=[psnr,lpips]")) == 1            # one of the two is something
+
+
+def test_a_listed_file_is_known_by_its_hash(listed: tuple[str, Path], small: Path, tmp_path: Path) -> None:
+    address, _ = listed
+    copied = tmp_path / "under another name.bin"
+    copied.write_bytes(small.read_bytes())
+    link = f"{address}/weights.pt"
+    for given, expected in ((copied, link), (copied.as_uri(), link), (f"{address}/./weights.pt", f"{address}/./weights.pt")):
+        found = catalogue.locate(str(given), places(tmp_path))
+        assert (found.label, found.link, found.entry.title) == ("mine", expected, "Mine f4")
+        assert load_tokenizer(given).image_size == 16           # nobody says the format, or for which size
+    run("eval", "--checkpoint", str(copied), "dataset.name=photos", "dataset.image_size=64", "dataset.test_images=2",
+        "measure.values=[psnr]")
+    record, = read_records(tmp_path / "results" / "checkpoints" / "records.jsonl")
+    assert record.provenance["weights"] == link and record.provenance["license"] == "MIT" and record.label == "mine"
+    copied.write_bytes(b"another file")
+    assert catalogue.locate(str(copied), places(tmp_path)).entry is None
+    relisted(tmp_path, sha256="")                               # nobody knows its hash: nothing is recognised
+    assert catalogue.locate(str(small), places(tmp_path)).entry is None
+
+
+def test_a_folder_of_several_listed_files_is_known_by_their_hashes(listed: tuple[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    files = []
+    for name in ("one.pt", "two.pt"):
+        (folder / name).write_bytes(name.encode())
+        files.append({"file": name, "sha256": hashlib.sha256(name.encode()).hexdigest()})
+    relisted(tmp_path, files=files)
+    assert catalogue.locate(str(folder), places(tmp_path)).label == "mine"
+    assert catalogue.locate(str(folder / "one.pt"), places(tmp_path)).entry is None     # half of it is not it
+    (folder / "two.pt").write_bytes(b"two")
+    assert catalogue.locate(str(folder), places(tmp_path)).label == "parts"
+
+
+def test_the_list_says_what_is_here(listed: tuple[str, Path], tmp_path: Path) -> None:
+    def here() -> str:
+        one, = json.loads(run("ls", "checkpoints", "--json"))["checkpoints"]
+        assert one == {"name": "mine", "summary": "Mine f4", "format": "explore_vqvae", "image_size": 16, "license": "MIT",
+                       "here": one["here"]}
+        return one["here"]
+
+    assert here() == "no"
+    run("prepare", "--checkpoint", "mine")
+    assert here() == "yes"
+    (tmp_path / "weights" / "mine" / "weights.pt").write_bytes(b"x")
+    assert here() == "another file"
+    relisted(tmp_path, url="", file="other.pt")
+    assert here() == "by hand"
+    head, line, _ = run("ls", "checkpoints").splitlines()
+    assert head.split() == ["name", "title", "format", "pixels", "licence", "here"]
+    assert [line[head.index(word):].split("  ")[0] for word in head.split()] == ["mine", "Mine f4", "explore_vqvae", "16", "MIT", "by hand"]
+
+
+def table_of(**changes: object) -> TableSpec:
+    return TableSpec(**{"name": "t", "rows": ("checkpoint",), "columns": ("layout.codebook_size",)} | changes)
+
+
+def shown(name: str, **changes: object) -> Record:
+    """A record of a checkpoint as a report reads it."""
+    return record(f"id {name}", label=name, fields={"checkpoint.name": name}, components={"checkpoint": Component(name=name, title=f"The {name}", source=None)}, **changes)
+
+
+def test_what_a_suite_lists_keeps_its_order_and_absent_ones_share_a_footnote(listed: tuple[str, Path], small: Path,
+                                                                               tmp_path: Path) -> None:
+    entry = yaml.safe_load((tmp_path / "list" / "mine.yaml").read_text())
+    for name, url in (("zebra", "https://example.org/z.pt"), ("apple", "https://example.org/a.pt"), ("hidden", "")):
+        (tmp_path / "list" / f"{name}.yaml").write_text(yaml.safe_dump(
+            entry | {"name": name, "title": f"{name} f4", "files": [{"file": "weights.pt", "url": url}]}))
+    catalogue.load_checkpoint.cache_clear()
+    other = tmp_path / "alone.pt"
+    torch.save(explore_state(seed=1), other)
+    suite = tmp_path / "listed.yaml"
+    content = {"name": "listed", "question": "Which?", "base": {
+        "dataset": {"name": "photos", "image_size": 64, "test_images": 2}, "measure": {"values": ["psnr", "ssim"]}},
+        "checkpoints": ["zebra", {"checkpoint": str(other), "format": "explore-vqvae"}, "hidden", "apple", "mine"],
+        "report": {"tables": [{"name": "t", "rows": ["checkpoint"], "columns": ["psnr", "ssim", "layout.codebook_size"]}]}}
+    suite.write_text(yaml.safe_dump(content))
+    run("prepare", "--checkpoint", "mine")
+    run("run", str(suite), "--launcher", "debug")
+    table = (tmp_path / "reports" / "listed" / "table.md").read_text()
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    assert rows[2:] == ["zebra f4", "alone", "hidden f4", "apple f4", "Mine f4"]
+    assert "<sup>a</sup> skipped: weights that are not on this machine; \\`bench prepare --checkpoint NAME\\` fetches zebra, " \
+           "apple, and says where to get hidden  \n" in table
+    assert table.count("<sup>a</sup>") == 1 + 3 * 3 and "<sup>b</sup>" not in table
+    report = run("report", "listed")
+    assert [report.index(name) for name in ("zebra f4", "alone", "hidden f4")] == sorted(
+        report.index(name) for name in ("zebra f4", "alone", "hidden f4"))
+
+
+def test_rows_may_be_some_alone_and_a_heading_may_have_a_footnote() -> None:
+    records = [shown(name, layout={"codebook_size": size}) for name, size in (("a", 16384), ("b", "16,384 × 2"), ("c", 8))]
+    spec = table_of(rows=({"key": "checkpoint", "only": ("c", "The a", "nobody")},),
+                    columns=({"key": "layout.codebook_size", "title": "N", "note": "of a codebook"},))
+    table = build_table(records, spec)
+    assert [(row.headers[0].text, row.cells[0].text) for row in table.rows] == [("The c", "8"), ("The a", "16,384")]
+    assert "| checkpoint | N<sup>a</sup> |" in to_markdown(table) and "<sup>a</sup> of a codebook" in to_markdown(table)
+    assert '<th scope="col">N<sup><a href="#t-a">a</a></sup></th>' in to_html(table) and 'id="t-a"><sup>a</sup> of a codebook' in to_html(table)
+    assert r"checkpoint & N\textsuperscript{a} \\" in to_latex(table) and r"\textsuperscript{a} of a codebook" in to_latex(table)
+    printed = io.StringIO()
+    Console(width=80, file=printed).print(terminal_table(table))
+    assert "N a" in printed.getvalue() and "a of a codebook" in printed.getvalue()
+
+
+def test_what_is_not_stated_has_no_grid_or_no_codes_is_said_so() -> None:
+    keys = ("provenance.from_scratch", "layout.codebook_size", "layout.bits_per_image", "layout.downsampling")
+    continuous = {"vocab_sizes": [], "bits_per_image": None, "codebook_size": None, "downsampling": 8.0}
+    sequence = {"vocab_sizes": [4096], "bits_per_image": 768, "codebook_size": 4096, "downsampling": None}
+    records = [shown("a", provenance={"from_scratch": None}, layout=continuous),
+               shown("b", provenance={"from_scratch": False}, layout=sequence), shown("c", layout={"vocab_sizes": [8]})]
+    table = build_table(records, table_of(columns=keys))
+    notes = dict(table.footnotes)
+    told = [[[cell.text, *(notes[m] for m in cell.notes)] for cell in row.cells] for row in table.rows]
+    assert told == [[["–", "not stated by those who published it"], ["continuous"], ["continuous"], ["8"]],
+                    [["×"], ["4,096"], ["768"], ["–", "its tokens have no grid"]],
+                    [["–", "not recorded"]] * 4]
+
+
+@pytest.mark.parametrize(("tokenizer", "expected"), [
+    ({"name": "fqgan"}, ("16 × 16 × 2", "16,384 × 2", 8, 16)),          # as FQGAN's table: f 16, N 16384x2, d 8
+    ({"name": "optvq"}, ("16 × 16 × 4", 16384, 64, 16)),                # as OptVQ's: 16x16x4, of one table
+    ({"name": "rqvae"}, ("8 × 8 × 4", 16384, 256, 32)),
+    ({"name": "llamagen"}, ("16 × 16", 16384, 8, 16)),
+    ({"name": "vqvae2"}, ("5120", "512 × 2", 64, 4)),
+    ({"name": "titok"}, ("64", 4096, 12, None)),
+    ({"name": "open_magvit2"}, ("16 × 16", 262144, 18, 16)),
+    ({"name": "taesd"}, ("32 × 32", None, 4, 8)),
+])
+def test_layouts_are_described_in_the_words_of_published_tables(tokenizer: dict, expected: tuple) -> None:
+    spec = bind("tokenizer", tokenizer, ("tokenizer",), fail)
+    with torch.device("meta"):
+        layout, _ = described(spec.partial()(256), 256)
+    assert tuple(layout[key] for key in ("latent_size", "codebook_size", "code_dim", "downsampling")) == expected
+
+
+def test_the_published_suite_shows_each_paper_s_rows() -> None:
+    suite = Suite.load(ROOT / "suites" / "imagenet256_published.yaml")
+    listed = [entry.checkpoint for entry in suite.checkpoints()]
+    tables = {table.name: table for table in suite.frame.report.tables}
+    for name in ("optvq_form", "fqgan_form"):
+        key, = tables[name].row_keys()
+        assert key.only and set(key.only) <= set(listed)
+    assert list(tables["published"].row_keys()[0].order) == listed
+    note, = (column.note for column in tables["optvq_form"].column_keys() if column.key == "layout.codebook_size")
+    assert "#Tokens" in note and all("#Tokens" not in (table.caption or "") for table in tables.values())
 
 
 def test_eval_takes_keywords_protocol_and_name(listed: tuple[str, Path], small: Path, tmp_path: Path) -> None:

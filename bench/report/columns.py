@@ -221,7 +221,7 @@ def _property_column(key: ColumnKey, rows: Rows) -> Built:
 
     def show(x: float) -> str:
         x *= factor
-        return f"{x:,.{decimals}f}" if decimals is not None else f"{x:,}" if x == int(x) else f"{x:.4g}"
+        return f"{x:,.{decimals}f}" if decimals is not None else f"{int(x):,}" if x == int(x) else f"{x:.4g}"
 
     def cell(group: Group, otherwise: tuple[str, ...]) -> Cell:
         runs = [r for r in group.records if r.trained or static(key.key)]
@@ -251,7 +251,7 @@ def fact(key: str, value: Any) -> str:
     """A fact of a record that is no number, as a reader expects it."""
     if isinstance(value, bool) and key in SIGNS:
         return SIGNS[key][value]
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and all(isinstance(one, str) for one in value):
         return ", ".join(map(plain, value)) or "none"
     return plain(value)
 

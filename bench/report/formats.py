@@ -62,7 +62,7 @@ def to_markdown(table: Table) -> str:
                 text = f"<u>{text}</u>"
         return text + _refs(cell.raised)
 
-    headings = [escape_markdown(c.heading) for c in (*table.keys, *table.columns)]
+    headings = [escape_markdown(c.heading) + _refs(c.notes) for c in (*table.keys, *table.columns)]
     rules = [":---"] * len(table.keys) + ["---:"] * len(table.columns)
     lines = [headings, rules]
     for row in table.rows:
@@ -114,7 +114,7 @@ def to_html(table: Table) -> str:
         lines.append(f"<figcaption>{e(table.caption)}</figcaption>")
     lines.append('<div class="scroll"><table>')
     headings = [f'<th scope="col" class="key">{e(c.heading)}</th>' for c in table.keys]
-    headings += [f'<th scope="col">{e(c.heading)}</th>' for c in table.columns]
+    headings += [f'<th scope="col">{e(c.heading)}{refs(c.notes)}</th>' for c in table.columns]
     lines += ["<thead>", f"<tr>{''.join(headings)}</tr>", "</thead>", "<tbody>"]
     for i, row in enumerate(table.rows):
         cells = [header(h) for h in row.headers if h.span] + [number(c) for c in row.cells]
@@ -184,7 +184,7 @@ def to_latex(table: Table) -> str:
     lines.append(f"\\label{{tab:{table.name}}}")
     lines.append(f"\\sbox0{{\\begin{{tabular}}{{{'l' * len(table.keys)}{'r' * len(table.columns)}}}")
     lines.append("\\toprule")
-    lines.append(" & ".join(escape_latex(c.heading) for c in (*table.keys, *table.columns)) + " \\\\")
+    lines.append(" & ".join(escape_latex(c.heading) + notes(c.notes) for c in (*table.keys, *table.columns)) + " \\\\")
     lines.append("\\midrule")
     for i, row in enumerate(table.rows):
         if row.sanity:
@@ -260,7 +260,7 @@ def terminal_table(table: Table) -> Quick:
     for c in table.keys:
         out.add_column(Text(c.heading))
     for c in table.columns:
-        out.add_column(Text(c.heading), justify="right")
+        out.add_column(text(c.heading, c.notes), justify="right")
     for row, after in zip(table.rows, [*table.rows[1:], None], strict=True):
         out.add_row(*(text(h.text if h.span else "", h.notes, "italic" if row.sanity else "") for h in row.headers),
                     *(text(c.shown, c.raised, styles.get(c.mark, "")) for c in row.cells),

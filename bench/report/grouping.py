@@ -203,6 +203,16 @@ def _differing(groups: Sequence[Group], of: Callable[[Group], dict[str, Any]]) -
     return found
 
 
+def selected(record: Record, keys: Sequence[RowKey]) -> bool:
+    """Whether a run has one of the values that each key shows."""
+    def named(key: RowKey) -> set[str]:
+        component = record.components.get(key.resolved)
+        values = [record.fields.get(key.resolved, ABSENT)] if component is None else [component.name, component.title]
+        return {canonical(value) for value in values}
+
+    return all(not key.only or named(key) & {canonical(value) for value in key.only} for key in keys)
+
+
 def _unseen(groups: Sequence[Group], shown: set[str]) -> dict[str, tuple[str, ...]]:
     """Settings that differ between rows though no header shows them: the table must say so."""
     found: dict[str, tuple[str, ...]] = {}
@@ -237,8 +247,8 @@ def ordered_groups(groups: Sequence[Group], keys: Sequence[RowKey]) -> list[Grou
         def position(g: Group, key: RowKey = key, titles: dict[Any, str] = known) -> int:
             value = g.fact(key.resolved)
             names = [value, titles.get(value)] if isinstance(value, str) else [value]
-            meant = (i for i, v in enumerate(key.order) if any(canonical(v) == canonical(n) for n in names))
-            return next(meant, len(key.order))
+            meant = (i for i, v in enumerate(key.only or key.order) if any(canonical(v) == canonical(n) for n in names))
+            return next(meant, len(key.only or key.order))
 
         def rank(g: Group, name: str = key.resolved) -> tuple[int, Any]:
             return _rank(g.fact(name))

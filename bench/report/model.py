@@ -29,6 +29,7 @@ class Column:
     direction: Direction = "none"
     unit: str = ""
     kind: Kind = "value"                        # ours, or what stands beside it
+    notes: tuple[str, ...] = ()                 # marks of footnotes
 
     @property
     def heading(self) -> str:
