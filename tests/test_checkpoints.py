@@ -580,6 +580,10 @@ def test_rows_may_be_some_alone_and_a_heading_may_have_a_footnote() -> None:
     printed = io.StringIO()
     Console(width=80, file=printed).print(terminal_table(table))
     assert "N a" in printed.getvalue() and "a of a codebook" in printed.getvalue()
+    nothing = build_table(records, table_of(rows=({"key": "checkpoint", "only": ("nobody",)},)))
+    Console(width=80, file=printed).print(terminal_table(nothing))
+    assert not nothing.rows and nothing.notes == ("No run has a record yet.",)
+    assert all("No run has a record yet" in form(nothing) for form in (to_markdown, to_html, to_latex))
 
 
 def test_what_is_not_stated_has_no_grid_or_no_codes_is_said_so() -> None:

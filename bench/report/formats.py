@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -261,7 +262,7 @@ def terminal_table(table: Table) -> Quick:
         out.add_column(Text(c.heading))
     for c in table.columns:
         out.add_column(text(c.heading, c.notes), justify="right")
-    for row, after in zip(table.rows, [*table.rows[1:], None], strict=True):
+    for row, after in itertools.zip_longest(table.rows, table.rows[1:]):
         out.add_row(*(text(h.text if h.span else "", h.notes, "italic" if row.sanity else "") for h in row.headers),
                     *(text(c.shown, c.raised, styles.get(c.mark, "")) for c in row.cells),
                     end_section=after is not None and after.sanity and not row.sanity)
