@@ -172,11 +172,11 @@ def _run(
         import json
 
         print(json.dumps([t.model_dump(exclude_defaults=True) for t in new], indent=1))
-    else:
+    elif new:
         console.print(terminal_table(_shown(make, new)))
     written = _render(name, [*stored, *new], places.reports / "profile", places.results)
     folders = " and ".join(dict.fromkeys(str(p.parent) for p in written))
-    notice.print(f"kept in {file}; drawn: {', '.join(p.name for p in written)} in {folders}", markup=False)
+    notice.print(f"kept in {file if new else file.parent}; drawn: {', '.join(p.name for p in written)} in {folders}", markup=False)
     if compare:
         _compared(old, new, compare, as_json)
 
@@ -199,10 +199,12 @@ def _render(name: str, timings: Sequence[Timing], folder: Path, results: Path) -
     from bench.report.timing_figures import render_timing_figures
     from bench.report.timing_tables import quantizer_table, tokenizer_table
 
-    table = _shown(quantizer_table if name == "quantizers" else tokenizer_table, timings)
-    written = [folder / f"{name}.md", folder / f"{name}.csv"]
-    replace_file(written[0], f"# {table.title}\n\n{to_markdown(table)}")
-    replace_file(written[1], to_csv(table))
+    written: list[Path] = []
+    if timings:
+        table = _shown(quantizer_table if name == "quantizers" else tokenizer_table, timings)
+        written = [folder / f"{name}.md", folder / f"{name}.csv"]
+        replace_file(written[0], f"# {table.title}\n\n{to_markdown(table)}")
+        replace_file(written[1], to_csv(table))
     if name == "quantizers":
         return written + render_timing_figures(timings, folder)
     from bench.costs import Profile

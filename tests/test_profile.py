@@ -335,6 +335,13 @@ def test_bench_profile_tokenizers(tmp_path: Path) -> None:
     assert "encode GMACs" in (tmp_path / "reports" / "costs" / "table.md").read_text()
 
 
+def test_parameters_and_macs_need_no_timing(tmp_path: Path) -> None:
+    result = profile(tmp_path, "tokenizers", "vqvae", "--image-size", "16", "--what", "")
+    assert result.exit_code == 0, result.output
+    assert not (tmp_path / "results" / "profile" / "tokenizers.jsonl").exists()
+    assert "encode GMACs" in (tmp_path / "reports" / "costs" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(("words", "sentence"), [
     (("quantizers", "vq", "--sizes", "64x4"), "--sizes 64x4: expected"),
     (("quantizers", "vqq", "--sizes", "64x4x16"), "vqq"),
