@@ -26,7 +26,7 @@ TORCH_FREE |= {n for n in FILES if n.startswith(("bench.report", "bench.datasets
 #: what a part that a suite can name (a tokenizer, a loss, a metric, ...) may know of the harness
 CONTRACT = {"bench.types", "bench.interfaces", "bench.registry", "bench.distributed", "bench.pretrained",
             "bench.errors", "bench.code_histogram", "bench.per_image", "bench.features", "bench.feature_sets",
-            "bench.frechet", "bench.similarity", "bench.threads", "bench.image_dataset", "bench.image_files",
+            "bench.frechet", "bench.similarity", "bench.threads", "bench.image_dataset", "bench.image_files", "bench.crops",
             "bench.baseline", "bench.peer", "bench.format"}
 PARTS = ("bench.losses", "bench.objectives", "bench.monitors", "bench.metrics", "bench.datasets",
          "bench.trackers", "bench.baselines", "bench.peers", "bench.discriminators", "implementations")
@@ -39,7 +39,7 @@ LAYERS = [
     {"bench.places", "bench.spec", "bench.code_histogram", "bench.per_image", "bench.originals",
      "bench.frechet", "bench.npz"},
     {"bench.results", "bench.protocol", "bench.weights", "bench.image_files", "bench.optim", "bench.site", "bench.timings"},
-    {"bench.costs", "bench.catalogue", "bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train"},
+    {"bench.crops", "bench.costs", "bench.catalogue", "bench.oracle", "bench.stopwatch", "bench.runs", "bench.published", "bench.image_cache", "bench.data", "bench.train"},
     {"bench.load"},
     {"bench.pretrained"},
     {"bench.features", "bench.run", "bench.compare", "bench.provenance", "bench.curves", "bench.checkpoint", "bench.evaluate",

@@ -437,7 +437,7 @@ MORE = "  measure: {values: [psnr]}\n"
      "small.yaml:8: tokenizer.quantizer.codebook_size = 0: codebook_size must be at least 1, got 0"),
     (changed("codebook_size: 16", "init: unifrom"),
      'small.yaml:8: tokenizer.quantizer.init = "unifrom": expected '
-     "Literal['uniform', 'kaiming', 'variance', 'normal', 'samples']; did you mean uniform?"),
+     "Literal['uniform', 'kaiming', 'variance', 'normal', 'fan_in_uniform', 'samples']; did you mean uniform?"),
     (changed("image_size: 16", "image_size: 18"),
      "small.yaml:4: dataset.image_size = 18: vqvae downsamples by 4, so "
      "dataset.image_size must be a multiple of 4, got 18"),
