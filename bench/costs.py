@@ -139,11 +139,11 @@ class Profile:
         return cls(tuple(read_architectures(home / "architectures.jsonl")), tuple(read_timings(home / "tokenizers.jsonl")))
 
 
-def with_costs(records: Sequence[Record], profile: Profile, machine: str = "", condition: Condition | None = None) -> list[Record]:
+def with_costs(records: Sequence[Record], profile: Profile, machine: str = "") -> list[Record]:
     """The records with `cost` and `parameters` of what was profiled beside their own, and `provenance.costs` on where.
 
     A published checkpoint whose weights are not here is known by its name, and gets its layout, too. What a record says
-    itself stays. condition: which times, instead of choosing. Raises BadInput where `machine` is no part of the name of one that times were measured on.
+    itself stays. Raises BadInput where `machine` is no part of the name of one that times were measured on.
     """
     if not profile.architectures:
         return list(records)
@@ -155,7 +155,7 @@ def with_costs(records: Sequence[Record], profile: Profile, machine: str = "", c
         of.append(by_checkpoint.get(str(r.fields.get("checkpoint.name"))) if absent else by_id.get(architecture_of(r) or ""))
     known = conditions(profile.timings)
     structures = [a.structure for a in of if a is not None]
-    chosen = condition or choose(known, structures, machine)
+    chosen = choose(known, structures, machine)
     if machine and known and not any(machine.lower() in c.text.lower() for c in known):
         raise BadInput(f"report: machine: {machine!r} is in the name of no machine that times were measured on: "
                        f"{'; '.join(dict.fromkeys(c.text for c in known))}")
@@ -187,19 +187,22 @@ def _filled(r: Record, a: Architecture, chosen: Condition | None, known: Mapping
 
 
 def system_records(profile: Profile, condition: Condition | None = None) -> list[Record]:
-    """One record for each structure, with its costs: what the table of all systems is made of."""
+    """One record for each structure, with its costs: what the table of all systems is made of. condition: which times, instead
+    of those under which most were timed."""
     groups: dict[str, list[Architecture]] = {}
     for a in profile.architectures:
         groups.setdefault(a.structure, []).append(a)
+    known = conditions(profile.timings)
+    chosen = condition or choose(known, list(groups))
     made = []
     for structure, members in groups.items():
-        names = list(dict.fromkeys(n for a in members for n in a.names))
+        names = sorted(dict.fromkeys(n for a in members for n in a.names), key=len)
         first, model = members[0], ComponentSpec(**members[0].model)
-        made.append(Record(
+        made.append(_filled(Record(
             train_id=structure, label=names[0], state="done", spec={"model": first.model},
             fields={"system": _few(names), "tokenizer.name": model.name, "dataset.image_size": first.image_size},
-            components={"tokenizer": _titled(model)}, layout=first.layout, provenance={"commit": first.commit, "dirty": first.dirty}))
-    return with_costs(made, profile, condition=condition)
+            components={"tokenizer": _titled(model)}, layout=first.layout, provenance={"commit": first.commit, "dirty": first.dirty}), first, chosen, known))
+    return made
 
 
 def _titled(model: ComponentSpec) -> Component:
@@ -209,7 +212,7 @@ def _titled(model: ComponentSpec) -> Component:
         return Component(name=model.name, title=model.name, source=None)
 
 
-def _few(names: Sequence[str], most: int = 3) -> str:
+def _few(names: Sequence[str], most: int = 2) -> str:
     return " = ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 

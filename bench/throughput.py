@@ -206,7 +206,7 @@ def profile_tokenizers(
         for s, reason in refused:
             for batch in batches:
                 yield from (session.timing(**_common(s, batch, precision or "fp32"), what=w, reason=reason) for w in what)
-        for (first, *_), structure in groups:
+        for (first, *_), structure in groups if what else ():
             yield from _profile(session, first, structure, batches, device, precision, rounds, patience, what, tell)
 
 

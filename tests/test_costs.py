@@ -340,9 +340,11 @@ def test_the_report_of_all_systems(tmp_path: Path) -> None:
     assert [t.name for t in tables] == ["sizes", "speed-1", "speed-2"]
     assert [len(t.rows) for t in tables] == [3, 2, 1]
     assert [row.headers[1].text for row in tables[0].rows] == ["net 16", "net 32", "net 8"]
-    first = {p.name: p.read_bytes() for p in render_costs(PROFILE, tmp_path)}
+    large = Profile(tuple(a.model_copy(update={"image_size": 256}) for a in PROFILE.architectures), PROFILE.timings)
+    first = {p.name: p.read_bytes() for p in render_costs(large, tmp_path)}
     assert {"table.md", "table.tex", "table-speed-1.csv", "macs.png", "throughput.svg", "memory.csv"} <= first.keys()
-    assert first == {p.name: p.read_bytes() for p in render_costs(PROFILE, tmp_path)}
+    assert first == {p.name: p.read_bytes() for p in render_costs(large, tmp_path)}
+    assert [r["x"] for r in csv.DictReader((tmp_path / "costs" / "throughput.csv").open())] == ["2000000000.0"] * 2, "of a network one form"
     assert [r.label for r in system_records(PROFILE)] == ["net 8", "net 16", "net 32"]
 
 

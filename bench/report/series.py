@@ -19,7 +19,7 @@ from bench.report.columns import Doubts
 from bench.report.drawing import COLOURS, colour_of
 from bench.report.grouping import Arranged, Group, arrange, canonical, group
 from bench.report.lookup import asked
-from bench.report.model import Direction, Table, is_property
+from bench.report.model import Column, Direction, Table, is_property
 from bench.report.spec import FigureSpec, RowKey
 from bench.report.tables import build_table, comparable_numbers
 from bench.results import Record
@@ -95,7 +95,7 @@ def figure_series(records: Sequence[Record], spec: FigureSpec, doubts: Doubts | 
                     points.append(Point(x, cell.number, runs, i, cell.doubtful))
             if points:
                 found.append(Series(
-                    column.key, column.heading, column.unit == "share", x_title(spec.x_key), headings,
+                    column.key, y_title(column), column.unit == "share", x_title(spec.x_key), headings,
                     label if len(lines) > 1 else "", tuple(points),
                 ))
     return found
@@ -182,6 +182,11 @@ def number_of(record: Record, key: str) -> float | None:
         value = bits / size**2 if bits is not None and isinstance(size, int) else None
     usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if usable else None
+
+
+def y_title(column: Column) -> str:
+    """Its heading; of a cost, which tables scale and axes do not, the axis' own."""
+    return PROPERTIES[column.key][0] if is_cost(column.key) else column.heading
 
 
 def x_title(key: RowKey) -> str:

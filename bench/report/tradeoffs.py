@@ -33,7 +33,7 @@ from bench.report.drawing import (
 from bench.report.grouping import Arranged, arrange
 from bench.report.model import Direction, Table, is_property
 from bench.report.published_points import PublishedPoint, draw_published, published_handles
-from bench.report.series import PROPERTIES, may_come, number_of, x_title
+from bench.report.series import PROPERTIES, may_come, number_of, x_title, y_title
 from bench.report.spec import ColumnKey, FigureSpec
 from bench.report.tables import build_table, comparable_numbers
 from bench.results import Record
@@ -138,7 +138,7 @@ def tradeoffs(records: Sequence[Record], spec: FigureSpec, doubts: Doubts | None
             TradePoint(x, y, *names[i], i in front, tuple((r.train_id, n) for r, n in numbers[i]), i, i in doubtful)
             for i, x, y in rows)
         if points:
-            found.append(Tradeoff(column.key, column.heading, column.unit == "share", direction, x_heading, x_direction,
+            found.append(Tradeoff(column.key, y_title(column), column.unit == "share", direction, x_heading, x_direction,
                                   spec.hue_key.heading if spec.hue_key is not None else "", points))
     return found
 
