@@ -78,7 +78,7 @@ def measure_checkpoints(
     path = places.results / suite / FILE
     done: list[Record] = []
     for measurement in on:
-        images: np.ndarray | None = None
+        images: np.ndarray | list[np.ndarray] | None = None
         for entry in entries:
             known = {r.train_id: r for r in read_records(path)}
             try:
@@ -106,12 +106,25 @@ def asked_for(records: Sequence[Record], on: Sequence[Measurement]) -> list[Valu
     return [values[spec.value_id] for spec in specs if spec.value_id in values]
 
 
-def _images(on: Measurement, places: Places) -> np.ndarray:
+def _images(on: Measurement, places: Places) -> np.ndarray | list[np.ndarray]:
+    """uint8 [n, 3, H, W]; a list of [3, H, W] where each is in its own size."""
     try:
         opened = open_split(on.dataset.spec.partial(), "test", places)
     except FileNotFoundError as error:
         raise BadInput(str(error)) from error
+    if opened.dataset.native:
+        return [opened.dataset.load(i) for i in range(len(opened.dataset))]
     return decoded(opened, data_key(on.dataset.spec), places)
+
+
+def _parts(images: np.ndarray | list[np.ndarray], limit: int | None) -> list[np.ndarray]:
+    """The first so many, those of one size together, in the order in which the sizes come."""
+    if not isinstance(images, list):
+        return [images[:limit]]
+    sizes: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for image in images[:limit]:
+        sizes.setdefault(image.shape, []).append(image)
+    return [np.stack(alike) for alike in sizes.values()]
 
 
 def _placeholder_of(record: Record, other: Record) -> bool:
@@ -135,20 +148,23 @@ def _absent(row: Row, reason: str, known: Sequence[Record]) -> Record:
 
 
 def _measured(
-    row: Row, known: Mapping[str, Record], images: np.ndarray, places: Places, batch_size: int, device: str | None,
+    row: Row, known: Mapping[str, Record], images: np.ndarray | list[np.ndarray], places: Places, batch_size: int, device: str | None,
     progress: Progress | None,
 ) -> Record:
     entry, on, found = row.entry, row.on, row.found
     assert found is not None
-    size = on.dataset.spec.kwargs["image_size"]
+    shapes = list(dict.fromkeys(part.shape[-2:] for part in _parts(images, None)))
     try:
-        opened = open_checkpoint(found, places, format=entry.format, image_size=size, keywords=entry.tokenizer)
+        opened, *more = (
+            open_checkpoint(found, places, format=entry.format, image_size=h if h == w else (h, w), keywords=entry.tokenizer)
+            for h, w in shapes)
     except BadInput:
         raise
-    except ValueError as error:                 # Incompatible, or a constructor that refuses this image size
+    except (ValueError, TypeError) as error:    # Incompatible, or a constructor that refuses this image size
         spec = CheckpointSpec(checkpoint=row.label, files=(), format=None, model=None, dataset=on.dataset.spec,
                               test=on.test.fingerprint)
-        return _record(row, spec, None, {}, "skipped", str(error))
+        why = "it takes square images only" if isinstance(error, TypeError) else str(error)
+        return _record(row, spec, None, {}, "skipped", why)
     spec = CheckpointSpec(checkpoint=None, files=opened.files, format=opened.format, model=opened.model,
                           dataset=on.dataset.spec, test=on.test.fingerprint,
                           batch_size=batch_size if depends_on_batch(opened.tokenizer) else None)
@@ -168,13 +184,15 @@ def _measured(
         else:
             todo[value_id] = w
     began, where = time.monotonic(), pick_device(device)
-    tokenizer = opened.tokenizer.to(where)
+    tokenizers = {shape: one.tokenizer.to(where) for shape, one in zip(shapes, (opened, *more), strict=True)}
     for limit in dict.fromkeys(w.spec.images for w in todo.values()):
         now = {i: w for i, w in todo.items() if w.spec.images == limit}
         tell = None if progress is None else lambda done, total: progress(row.label, done, total)
+        part, *others = _parts(images, limit)
         numbers = measure(
-            tokenizer, images[:limit], {i: w.spec.metric.partial()() for i, w in now.items()}, device=where,
-            batch_size=batch_size, cache=places.cache, prepare={i: w.spec.prepare for i, w in now.items()}, progress=tell)
+            tokenizers[part.shape[-2:]], part, {i: w.spec.metric.partial()() for i, w in now.items()}, device=where,
+            batch_size=batch_size, cache=places.cache, prepare={i: w.spec.prepare for i, w in now.items()}, progress=tell,
+            others=[(tokenizers[other.shape[-2:]], other) for other in others])
         values |= {i: w.value(numbers[i]) for i, w in now.items()}
     if before is not None and not todo:
         return before.model_copy(update={"values": values, "label": row.label})
@@ -189,6 +207,8 @@ def _record(
     title = row.entry.label or (listed.title if listed is not None else row.label)
     format = opened.format.name if opened is not None and opened.format is not None else None
     fields: dict[str, Any] = {"checkpoint.name": row.label, "checkpoint.format": format}
+    if row.on.dataset.spec.kwargs.get("native"):
+        fields["dataset.image_size"] = "native"
     if spec.batch_size is not None:
         fields["checkpoint.batch_size"] = spec.batch_size
     components = {"checkpoint": Component(name=row.label, title=title, source=None)}

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ def measure(
     samples: Callable[[Tensor, Tensor, Tensor | None], None] | None = None,
     keep: Callable[[int, Tensor], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    others: Sequence[tuple[Tokenizer, np.ndarray | Tensor]] = (),
 ) -> dict[str, Measured]:
     """Measure a tokenizer on a whole split: uint8 [n, 3, H, W], a memory map or a tensor on any device.
 
@@ -67,6 +68,9 @@ def measure(
     folder in which what metrics compute from the originals alone is kept by content, for the next tokenizer.
     `progress(done, total)` follows each batch, in this process's images, and is called equally often on every process.
 
+    others: further images of the split, of other sizes, with the same tokenizer built for each of them; they come after
+    `images` in order, and one process measures them all.
+
     Where all reconstructions of the split are one and the same picture, each value says so in its details: constant.
     Where codes depend on the batch (`depends_on_batch`), each value names the images of one: batch. Shares are then whole
     batches, so that the number of processes changes none.
@@ -74,9 +78,11 @@ def measure(
     A metric that refuses the combination (Incompatible), and reconstructions that are not finite, give a
     reason instead of a number. Raises BadInput for an empty split or a pretrained network that cannot be had.
     """
-    count = len(images)
+    count = len(images) + sum(len(more) for _, more in others)
     if not count:
         raise BadInput("there is no image to measure on: the split is empty")
+    if others and distributed.world_size() > 1:
+        raise ValueError("images of several sizes are measured by one process")
     together = depends_on_batch(tokenizer)
     first, last = share(count, distributed.rank(), distributed.world_size(), batch_size if together else 1)
     where = torch.device("cpu") if device.type == "mps" else device         # MPS has no float64
@@ -89,7 +95,7 @@ def measure(
         except Incompatible as error:
             reasons[name] = str(error)
     ways = {name: (prepare or {}).get(name, EIGHT_BITS) for name in begun}
-    originals = Originals(images, cache)
+    originals = Originals(images, None if others else cache)
     originals.take(begun, ways, where)
 
     # row 0: whose reconstruction is not finite; row 1: whose is not that of this process's first image; then a row of
@@ -97,14 +103,14 @@ def measure(
     table = torch.zeros(2 + len(begun), count + 1, dtype=torch.float64, device=where)
     first_seen: list[Tensor] = []
     wanted = max(GRID_IMAGES * (grid is not None), sample_count(*images.shape[-2:]) * (samples is not None))
-    first_few = min(count, wanted)
+    first_few = min(len(images), wanted)
     shown = torch.zeros(2, first_few, *images.shape[1:], dtype=torch.uint8, device=where)
     layout = tokenizer.layout
     tokens = (first_few, layout.num_tokens, len(layout.vocab_sizes))
     codes_shown = torch.zeros(tokens, dtype=torch.int64, device=where) if samples and layout.vocab_sizes else None
 
-    def look(start: int, stop: int) -> None:
-        original = _pixels(images, start, stop).to(device)
+    def look(tokenizer: Tokenizer, images: np.ndarray | Tensor, offset: int, start: int, stop: int) -> None:
+        original = _pixels(images, start - offset, stop - offset).to(device)
         output = tokenizer(original.float().div_(127.5).sub_(1.0))
         if output.reconstruction.shape != original.shape:
             raise ValueError(f"{type(tokenizer).__name__} turned images {tuple(original.shape)} into "
@@ -115,7 +121,8 @@ def measure(
         rounded = prepared(EIGHT_BITS)[1]
         if not first_seen:
             first_seen.append(rounded[0].clone())
-        table[1, start:stop] = (rounded != first_seen[0]).flatten(1).any(1).double()
+        alike = rounded.shape[1:] == first_seen[0].shape
+        table[1, start:stop] = (rounded != first_seen[0]).flatten(1).any(1).double() if alike else 1.0
         indices = torch.arange(start, stop, device=where)
         if start < first_few:
             part = slice(start, min(stop, first_few))
@@ -142,14 +149,24 @@ def measure(
     most = max(stop - start for start, stop in (            # images of the process that has the most
         share(count, rank, distributed.world_size(), batch_size if together else 1)
         for rank in range(distributed.world_size())))
-    for start in range(first, first + most, batch_size):
+    last = min(last, len(images))
+    for start in range(first, first + most if not others else last, batch_size):
         stop = min(start + batch_size, last)
         if start < stop:
             # apart: a loss that is a mean over processes would wait for one that has no batch left
             with eval_mode(tokenizer), torch.autocast(device.type, enabled=False), distributed.apart():
-                look(start, stop)
+                look(tokenizer, images, 0, start, min(stop, len(images)))
         if progress is not None:
             progress(stop - first, last - first)
+
+    offset = len(images)
+    for other, more in others:
+        for start in range(offset, offset + len(more), batch_size):
+            with eval_mode(other), torch.autocast(device.type, enabled=False):
+                look(other, more, offset, start, min(start + batch_size, offset + len(more)))
+            if progress is not None:
+                progress(min(start + batch_size, offset + len(more)), count)
+        offset += len(more)
 
     whole = distributed.sum_across(table).cpu().numpy()
     sums = {name: {key: distributed.sum_across(value) for key, value in metric.sums().items()}

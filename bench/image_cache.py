@@ -153,6 +153,9 @@ def decoded(
     files that changed since they were listed. With `leave_out`, unreadable images are left out from now on,
     and `LeftOut` carries the new split.
     """
+    if opened.dataset.native:
+        raise BadInput("images in their own sizes (dataset.native) are for `bench eval --checkpoint` alone; leave it out to train, "
+                       "and for everything that is measured on square images")
     if opened.dataset.random:
         raise ValueError("a data set that loads at random has no decoded form; stream it")
     if changed := opened.dataset.changed():

@@ -28,6 +28,7 @@ class ImageDataset(ABC):
 
     image_size: int                             # height and width of every image, in pixels
     labels: np.ndarray | None = None            # int64 [len], where the data set has classes
+    native: bool = False                        # True: each image in its own size, for evaluation alone; see image_sizes
     random: bool = False                        # True: `load` wants a generator; then nothing is cached
     listings: Path | None = None                # where listings of folders are kept; set before listing()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import pickle
 import re
 import warnings
@@ -29,7 +30,7 @@ from bench.interfaces import Tokenizer
 from bench.places import Places
 from bench.registry import include_from_environment, signature
 from bench.spec import ComponentSpec, bind
-from bench.types import TokenizerOutput, TokenLayout
+from bench.types import TokenizerOutput, TokenLayout, sides
 
 log = logging.getLogger(__name__)
 
@@ -45,13 +46,14 @@ class Opened:
 
     tokenizer: Tokenizer                        # in eval mode, on the CPU, in float32, nothing in it learns
     model: ComponentSpec
-    image_size: int
+    image_size: int | tuple[int, int]           # (height, width) where it is not for square ones
     format: ComponentSpec | None                # None: our own
     files: tuple[str, ...]                      # sha256 of each
 
 
 class PretrainedTokenizer(nn.Module):
-    """A trained tokenizer for use outside the harness. Images are float [B, 3, H, W] in [-1, 1], H = W = `image_size`."""
+    """A trained tokenizer for use outside the harness. Images are float [B, 3, H, W] in [-1, 1]; H = W = `image_size`, or
+    (H, W) = `image_size`."""
 
     def __init__(self, opened: Opened) -> None:
         super().__init__()
@@ -102,9 +104,9 @@ class PretrainedTokenizer(nn.Module):
         return folder
 
     def _checked(self, images: Tensor) -> Tensor:
-        if images.shape[1:] != (3, self.image_size, self.image_size):
+        if images.shape[1:] != (3, *sides(self.image_size)):
             raise BadInput(f"images of the shape {tuple(images.shape)} were given; this tokenizer was loaded for B x 3 x "
-                           f"{self.image_size} x {self.image_size} (load_tokenizer takes another image_size)")
+                           f"{' x '.join(map(str, sides(self.image_size)))} (load_tokenizer takes another image_size)")
         return images
 
     def _has_codes(self) -> None:
@@ -113,7 +115,7 @@ class PretrainedTokenizer(nn.Module):
 
 
 def load_tokenizer(
-    given: str | Path, *, format: str | None = None, image_size: int | None = None, places: Places | None = None,
+    given: str | Path, *, format: str | None = None, image_size: int | tuple[int, int] | None = None, places: Places | None = None,
     progress: Callable[[int, int], None] | None = None, weights: Literal["live", "average"] = "live", **tokenizer: Any,
 ) -> PretrainedTokenizer:
     """A ready tokenizer in eval mode, on the CPU.
@@ -130,7 +132,7 @@ def load_tokenizer(
 
 
 def open_checkpoint(
-    found: Found, places: Places, *, format: str | None = None, image_size: int | None = None,
+    found: Found, places: Places, *, format: str | None = None, image_size: int | tuple[int, int] | None = None,
     keywords: Mapping[str, Any] | None = None, weights: Literal["live", "average"] = "live",
 ) -> Opened:
     """Read, convert and build. The file says what it is, or `format` does; `keywords` are as a suite writes them, `weights`
@@ -173,11 +175,11 @@ def open_checkpoint(
 # -- our own files -------------------------------------------------------------------------------------------------------
 
 
-def _ours(folder: Path, places: Places, image_size: int | None, keywords: Mapping[str, Any]) -> Opened:
+def _ours(folder: Path, places: Places, image_size: int | tuple[int, int] | None, keywords: Mapping[str, Any]) -> Opened:
     """A folder that `save_pretrained` wrote."""
     try:
         said = json.loads((folder / SETTINGS).read_text())
-        spec, size, extra = ComponentSpec(**said["tokenizer"]), int(said["image_size"]), dict(said["extra_state"])
+        spec, size, extra = ComponentSpec(**said["tokenizer"]), _size(said["image_size"]), dict(said["extra_state"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder / SETTINGS}: not written by `save_pretrained` or `bench convert` ({error})") from error
     state = _read(folder / WEIGHTS) | extra
@@ -185,7 +187,7 @@ def _ours(folder: Path, places: Places, image_size: int | None, keywords: Mappin
     return _opened(model, image_size or size, state, folder, None, files)
 
 
-def _run(folder: Path, path: Path, places: Places, image_size: int | None, keywords: Mapping[str, Any], weights: str) -> Opened:
+def _run(folder: Path, path: Path, places: Places, image_size: int | tuple[int, int] | None, keywords: Mapping[str, Any], weights: str) -> Opened:
     file = folder / "checkpoints" / "final.pt" if path.is_dir() else path
     if not file.is_file():
         raise BadInput(f"{folder}: this run has no final.pt, because it has not ended or its weights were removed; name one "
@@ -204,6 +206,10 @@ def _run(folder: Path, path: Path, places: Places, image_size: int | None, keywo
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{file}: no checkpoint of a run of ours ({error})") from error
     return _opened(_again(spec, keywords, folder), image_size or size, state, file, None, hashes([file], places))
+
+
+def _size(said: Any) -> int | tuple[int, int]:
+    return (int(said[0]), int(said[1])) if isinstance(said, list) else int(said)
 
 
 def _again(spec: ComponentSpec, keywords: Mapping[str, Any], where: Path) -> ComponentSpec:
@@ -250,7 +256,7 @@ def _bound(said: Mapping[str, Any]) -> ComponentSpec:
     return bind("tokenizer", json.loads(json.dumps(said)), ("tokenizer",), fail)
 
 
-def _opened(model: ComponentSpec, size: int, state: Mapping[str, Any], where: Path, format: ComponentSpec | None,
+def _opened(model: ComponentSpec, size: int | tuple[int, int], state: Mapping[str, Any], where: Path, format: ComponentSpec | None,
             files: tuple[str, ...]) -> Opened:
     with torch.random.fork_rng(devices=[]):             # what is drawn here is written over
         tokenizer: Tokenizer = model.partial()(size)
@@ -372,7 +378,7 @@ def _state_dict(content: Mapping[str, Any], inside: tuple[str, ...], where: Path
                    f"{', '.join(map(str, list(content)[:5])) or 'nothing'}")
 
 
-def described(tokenizer: Tokenizer, image_size: int) -> tuple[dict[str, Any], dict[str, int]]:
+def described(tokenizer: Tokenizer, image_size: int | tuple[int, int]) -> tuple[dict[str, Any], dict[str, int]]:
     """(layout, parameters) as records keep them."""
     layout, quantizer = tokenizer.layout, tokenizer.quantizer
     books = list(quantizer.codebooks())
@@ -384,9 +390,9 @@ def described(tokenizer: Tokenizer, image_size: int) -> tuple[dict[str, Any], di
     found = {
         "num_tokens": layout.num_tokens, "vocab_sizes": list(layout.vocab_sizes), "dims": [book.shape[1] for book in books],
         "grids": [list(g) for g in layout.grids], "bits_per_image": bits,
-        "bits_per_pixel": None if bits is None else bits / image_size**2, "latent_size": " × ".join(map(str, shape)),
+        "bits_per_pixel": None if bits is None else bits / math.prod(sides(image_size)), "latent_size": " × ".join(map(str, shape)),
         "codebook_size": _sizes(sizes), "code_dim": _sizes(sorted({book.shape[1] for book in separate})) or quantizer.output_dim,
-        "downsampling": image_size / max(h for h, _ in layout.grids) if layout.grids else None,
+        "downsampling": sides(image_size)[0] / max(h for h, _ in layout.grids) if layout.grids else None,
     }
     total = sum(p.numel() for p in tokenizer.parameters())
     total += sum(book.numel() for book, table in zip(books, quantizer.tables(), strict=False) if table is None)

@@ -31,6 +31,11 @@ class LatentShape:
     grid: tuple[int, int] | None = None         # (h, w) with h * w == P; None for 1-D latents
 
 
+def sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of images, from what a tokenizer's constructor is given: the side of square ones, or both."""
+    return (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+
+
 @dataclass(frozen=True, slots=True)
 class TokenLayout:
     """What the codes of one image mean. Everything downstream reads this, never the class."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bench.interfaces import Quantizer, Tokenizer
 from bench.registry import component, register
-from bench.types import LatentShape
+from bench.types import LatentShape, sides
 
 DOWNSAMPLE = 8
 LARGEST = 3.0               # latents that the decoder sees lie within +- this
@@ -66,11 +66,12 @@ class TAESD(Tokenizer):
         latent_pool: bool = False,
     ) -> None:
         super().__init__()
-        if image_size % DOWNSAMPLE:
+        height, wide = sides(image_size)
+        if height % DOWNSAMPLE or wide % DOWNSAMPLE:
             raise ValueError(f"taesd downsamples by 8, so dataset.image_size must be a multiple of 8, got {image_size}")
-        self.side = image_size // DOWNSAMPLE
+        self.side, columns = height // DOWNSAMPLE, wide // DOWNSAMPLE
         self.quantizer = component("quantizer", quantizer)(
-            LatentShape(positions=self.side**2, dim=latent_dim, grid=(self.side, self.side)))
+            LatentShape(positions=self.side * columns, dim=latent_dim, grid=(self.side, columns)))
 
         def blocks(pool: bool = False) -> list[nn.Module]:
             return [Block(width, pool=pool) for _ in range(3)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bench.interfaces import Quantizer, Tokenizer
 from bench.registry import component, register
-from bench.types import LatentShape
+from bench.types import LatentShape, sides
 from implementations.backbones.simple_cnn import ResidualBlock
 
 
@@ -33,13 +33,14 @@ class VQVAEExplore(Tokenizer):
         resblocks: int = 2,
     ) -> None:
         super().__init__()
-        if image_size % 4:
+        height, width = sides(image_size)
+        if height % 4 or width % 4:
             raise ValueError(f"vqvae_explore downsamples by 4, so dataset.image_size must be a multiple of 4, got {image_size}")
         if hidden < 2 or hidden % 2:
             raise ValueError(f"hidden must be even and at least 2, got {hidden}")
-        self.side, half = image_size // 4, hidden // 2
+        self.side, half = height // 4, hidden // 2
         self.quantizer = component("quantizer", quantizer)(
-            LatentShape(positions=self.side**2, dim=hidden, grid=(self.side, self.side)))
+            LatentShape(positions=self.side * (width // 4), dim=hidden, grid=(self.side, width // 4)))
 
         def blocks() -> list[nn.Module]:
             return [ResidualBlock(hidden, rectified_skip=True, inner=half) for _ in range(resblocks)]

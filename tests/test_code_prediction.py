@@ -103,7 +103,7 @@ def test_both_stages_come_from_one_command(tmp_path: Path, tmp_path_factory: pyt
     content = suite(seeds=[1])
     network = {"name": "titok", "tokens": 8, "width": 16, "depth": 1, "heads": 2, **PROXY, "proxy_multipliers": [1, 1, 1],
                "quantizer": {"name": "vq", "codebook_size": 32, "codebook_dim": 4, "normalize": "both"}}
-    content["base"] |= {"tokenizer": network, "train": {"steps": 20, "batch_size": 8, "eval_every": 10}}
+    content["base"] |= {"tokenizer": network, "train": {"steps": 10, "batch_size": 8}}
     content["axes"] = {"tokenizer.tokens": [8, 4]}
     content["zip"] = [{
         "label": ["stage one", "stage two"],
@@ -114,7 +114,7 @@ def test_both_stages_come_from_one_command(tmp_path: Path, tmp_path_factory: pyt
         "train.init_from": [None, {"run": "stage one"}],
     }]
     path = bench.write(content)
-    bench("run", str(path), "--launcher", "debug", seconds=300)
+    bench("run", str(path), "--launcher", "debug", seconds=600)
     rows = bench.status(path)
     assert len(rows) == 4
     for tokens in (8, 4):

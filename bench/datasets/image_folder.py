@@ -26,13 +26,15 @@ class ImageFolder(FileImages):
     chosen by a hash of each name: adding pictures moves none from one split to the other. Cropped to the
     centred square of `crop_size` source pixels (the largest square where that is null or does not fit),
     then resized with antialiasing. `folder` may be absolute, but then the path is part of the identity.
+    native: pictures as they are, neither cropped nor resized, for checkpoints of tokenizers that take any size.
     """
 
     title = "Image folder"
+    neutral = {"native": False}
 
     def __init__(
         self, root: Path | None, split: Split, *, folder: str, image_size: int = 64,
-        crop_size: int | None = None,
+        crop_size: int | None = None, native: bool = False,
         resample: Literal["lanczos", "bicubic", "bilinear", "box"] = "bicubic", test_share: float = 0.1,
     ) -> None:
         if not 0 <= test_share <= 1:
@@ -49,7 +51,7 @@ class ImageFolder(FileImages):
                  for of, names in SUBFOLDERS.items()}
         if found[split] is None and any(found.values()):
             raise missing(title, base / split, f"{folder}/{split}/")
-        self.crop_size, self.resample = crop_size, resample
+        self.crop_size, self.resample, self.native = crop_size, resample, native
         self.test_share = None if found[split] else test_share
         super().__init__(Folder(found[split] or base), split, image_size)
 
@@ -61,6 +63,8 @@ class ImageFolder(FileImages):
         return [i for i, name in enumerate(names) if (_place(name) < self.test_share) == test]
 
     def picture(self, image: Image.Image, path: str, generator: np.random.Generator | None) -> Image.Image:
+        if self.native:
+            return image
         return resized(centre_square(image, self.crop_size), self.image_size, self.resample)
 
 

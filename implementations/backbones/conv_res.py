@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bench.interfaces import Quantizer, Tokenizer
 from bench.registry import component
-from bench.types import LatentShape
+from bench.types import LatentShape, sides
 
 GROUPS = 32
 EPSILON = 1e-6
@@ -294,16 +294,19 @@ class ConvResTokenizer(Tokenizer):
     decoder: ConvDecoder
     unit = False
 
-    def __init__(self, image_size: int, quantizer: Any, multipliers: tuple[int, ...], latent_channels: int) -> None:
+    def __init__(
+        self, image_size: int | tuple[int, int], quantizer: Any, multipliers: tuple[int, ...], latent_channels: int,
+    ) -> None:
         super().__init__()
         factor = 2 ** (len(multipliers) - 1)
-        if image_size < factor or image_size % factor:
+        height, width = sides(image_size)
+        if min(height, width) < factor or height % factor or width % factor:
             raise ValueError(f"{len(multipliers)} multipliers downsample by {factor}, so dataset.image_size must be a "
                              f"multiple of {factor}, got {image_size}")
         if latent_channels < 1:
             raise ValueError(f"latent_channels must be at least 1, got {latent_channels}")
-        self.side = image_size // factor
-        shape = LatentShape(self.side**2, latent_channels, (self.side, self.side))
+        self.side = height // factor                # rows of the grid
+        shape = LatentShape(self.side * (width // factor), latent_channels, (self.side, width // factor))
         self.quantizer: Quantizer = component("quantizer", quantizer)(shape)
         self.to_latents, self.from_quantized = nn.Identity(), nn.Identity()
 
