@@ -58,10 +58,10 @@ FILES = {
     "convnext_small": WeightFile(
         "convnext_small-0c510722.pth", f"{TORCHVISION}/convnext_small-0c510722.pth", "0c510722", 192,
         "torchvision, BSD-3-Clause; trained on ImageNet (IMAGENET1K_V1)"),
-    # a tokenizer whose codes another one learns to predict; `bench prepare --checkpoint maskgit-vqgan` fetches it
+    # a tokenizer whose codes another one learns to predict; no revision of it is pinned here, so that
+    # `bench prepare --checkpoint maskgit-vqgan` fetches it, and it is found there
     "maskgit_vqgan": WeightFile(
-        "maskgit-vqgan-imagenet-f16-256.bin",
-        "https://huggingface.co/fun-research/TiTok/resolve/main/maskgit-vqgan-imagenet-f16-256.bin", "", 218,
+        "maskgit-vqgan-imagenet-f16-256.bin", "", "", 218,
         "MaskGIT's tokenizer for torch, Apache-2.0, huggingface.co/fun-research/TiTok; trained on ImageNet"),
     # the trunk of a discriminator; no sha256 of it is published, so it is not downloaded
     "dino_vits16": WeightFile(
