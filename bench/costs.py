@@ -8,7 +8,6 @@ one report: those of another are not shown, and why is said.
 from __future__ import annotations
 
 import functools
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from bench.results import Component, Record
 from bench.spec import ComponentSpec, Spec, identity
 from bench.timings import Architecture, Machine, Timing, newest, read_architectures, read_timings
 
-BUSY = 0.95                     # with a smaller share of its threads' time the processor may have been shared
+BUSY = 0.8                      # with a smaller share of its threads' time the processor was shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ def conditions(timings: Iterable[Timing]) -> dict[Condition, dict[tuple[str, str
         found.setdefault((t.machine.fingerprint, t.dtype), []).append(t)
     out = {}
     for mine in found.values():
-        cases = {(t.structure, t.what, t.size["batch"]): t for t in mine}
+        cases = {(t.structure, t.what, t.size["batch"]): t for t in sorted(mine, key=lambda t: t.session)}
         for batch in sorted({b for *_, b in cases if b > 1} or {1}):
             out[Condition(mine[0].machine, mine[0].dtype, batch)] = {k: t for k, t in cases.items() if k[2] in (1, batch)}
     return out
@@ -165,6 +164,7 @@ def with_costs(records: Sequence[Record], profile: Profile, machine: str = "") -
 def _filled(r: Record, a: Architecture, chosen: Condition | None, known: Mapping[Condition, Mapping[tuple[str, str, int], Timing]]) -> Record:
     cost: dict[str, float | None] = {f"{what}_macs": float(count) for what, count in a.macs.items()}
     facts: dict[str, Any] = {"commit": a.commit}
+    shared: list[str] = []
     if chosen is not None:
         cases = known[chosen]
         for what in a.macs:
@@ -172,12 +172,14 @@ def _filled(r: Record, a: Architecture, chosen: Condition | None, known: Mapping
                 if (t := cases.get((a.structure, what, batch))) is None or (batch == 1 and not end):
                     continue
                 cost[f"{what}_images_per_second{end}"] = batch / t.median
+                if t.busy is not None and t.busy < BUSY * t.machine.threads:
+                    shared.append(f"{what}_images_per_second{end}")
                 if t.memory is not None:
                     cost[f"{what}_peak_bytes{end}"] = t.memory / batch
         mine = [t for (s, what, _), t in cases.items() if s == a.structure and what in a.macs]
         if mine:
             facts |= {"machine": chosen.text, "batch": chosen.batch, "rounds": [len(t.seconds) for t in mine],
-                      "busy": min((b / t.machine.threads for t in mine if (b := t.busy) is not None), default=None),
+                      "shared": shared,
                       "session": max(t.session for t in mine), "commit": mine[0].commit, "memory_by": mine[0].memory_by}
         elif elsewhere := [c.text for c, found in known.items() if any(s == a.structure for s, *_ in found)]:
             facts["elsewhere"] = elsewhere[0]
@@ -229,6 +231,11 @@ def missing(record: Record, name: str) -> str:
     return "not timed: `bench profile tokenizers` does" if COSTS[name].timed else "not recorded"
 
 
+def lower_bound(record: Record, name: str) -> bool:
+    """Whether such a rate was measured while something else had the processor."""
+    return name in (record.provenance.get("costs") or {}).get("shared", ())
+
+
 def machine_of(records: Iterable[Record]) -> str:
     """Where the times of these records were measured; '' where there are none."""
     return next((m for r in records if (m := (r.provenance.get("costs") or {}).get("machine"))), "")
@@ -249,13 +256,10 @@ def cost_notes(keys: Iterable[str], records: Sequence[Record]) -> list[str]:
         spread = f"{rounds[0]}" if rounds[0] == rounds[-1] else f"{rounds[0]} to {rounds[-1]}"
         batch = {f["batch"] for f in timed}
         large = f"; the large batch is {', '.join(map(str, sorted(batch)))} images" if batch != {1} else ""
-        shares = [f["busy"] for f in timed if f.get("busy") is not None]
-        waited = (f" The threads ran for {statistics.median(shares):.0%} of the time in the middle row, {min(shares):.0%} in the worst: where they waited "
-                  f"for the processor, rates are lower bounds." if shares and min(shares) < BUSY else "")
         days = sorted({f["session"][:10] for f in timed})
         commits = sorted({(f["commit"] or "unknown")[:12] for f in timed})
         notes.append(f"Times and memory: {timed[0]['machine']}; medians of {spread} rounds{large}; {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
-                     f"commit {', '.join(commits)}.{waited}")
+                     f"commit {', '.join(commits)}.")
         if any("bytes" in n for n in names):
             notes.append(f"Memory: at the peak of a call beyond weights and input, by image ({timed[0]['memory_by']}).")
     return notes

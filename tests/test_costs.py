@@ -299,7 +299,6 @@ def test_no_column_mixes_machines() -> None:
     assert [s for _, s in table.footnotes] == ["timed on another machine only (H100, torch 2.0, fp32), so it is not shown"]
     (note,) = [n for n in table.notes if n.startswith("Times and memory: A, 2 threads on 2 cores")]
     assert "medians of 3 rounds; the large batch is 8 images; 2026-01-01, commit 0123456789ab" in note
-    assert "lower bounds" not in note
 
     there = build_table(with_costs([run(8), run(16), run(32)], PROFILE, machine="h100"), TableSpec(
         name="t", rows=("tokenizer.hidden",), columns=COLUMNS))
@@ -316,11 +315,19 @@ def test_no_column_mixes_large_batches_or_precisions() -> None:
     assert {(c.dtype, c.batch) for c in conditions(profile.timings)} == {("fp32", 8), ("fp32", 4), ("bf16", 8)}
 
 
-def test_a_busy_processor_is_told() -> None:
-    busy = [t.model_copy(update={"processor_seconds": [s * 0.9 for s in t.seconds]}) for t in timed(8)]
+def test_a_busy_processor_is_told_at_the_rate() -> None:
+    busy = [t.model_copy(update={"processor_seconds": [s * 0.9 for s in t.seconds]}) if t.what == "encode" else t for t in timed(8)]
     (r,) = with_costs([run(8)], Profile(PROFILE.architectures, tuple(busy)))
-    table = build_table([r], TableSpec(name="t", rows=("tokenizer.hidden",), columns=COLUMNS))
-    assert any("The threads ran for 45% of the time" in n and "lower bounds" in n for n in table.notes)
+    table = build_table([r], TableSpec(name="t", rows=("tokenizer.hidden",), columns=(*COLUMNS, "cost.decode_images_per_second")))
+    assert [bool(c.notes) for c in table.rows[0].cells] == [False, True, True, False, False]
+    assert [s for _, s in table.footnotes] == ["a lower bound: its threads had the processor for less than 80% of the time"]
+
+
+def test_of_two_sessions_the_newer_counts_whatever_its_systems_were_called() -> None:
+    newer = [t.model_copy(update={"session": "2026-02-01T00:00:00Z", "name": "other"}) for t in timed(8, seconds=0.25)]
+    for timings in ((*timed(8), *newer), (*newer, *timed(8))):
+        (r,) = with_costs([run(8)], Profile(PROFILE.architectures, timings))
+        assert r.cost["encode_images_per_second"] == 4.0
 
 
 def test_a_pareto_plot_of_quality_over_macs_needs_no_more_than_its_columns(tmp_path: Path) -> None:

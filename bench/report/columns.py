@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from bench.costs import headings, is_cost, missing
+from bench.costs import BUSY, headings, is_cost, lower_bound, missing
 from bench.errors import BadInput
 from bench.report.grouping import DASH, Group, among, plain
 from bench.report.headings import heading
@@ -38,6 +38,8 @@ DOTTED = {
     "cost.peak_memory_bytes": ("peak memory (GiB)", 2**-30, 2),
     **headings(),
 }
+
+LOWER_BOUND = f"a lower bound: its threads had the processor for less than {BUSY:.0%} of the time"
 
 #: how a fact that is true or not is shown
 SIGNS = {"provenance.from_scratch": ("×", "√")}
@@ -228,6 +230,8 @@ def _property_column(key: ColumnKey, rows: Rows) -> Built:
         found = [x for r in runs if (x := getattr(r, section).get(name)) is not None]
         numbers = [x for x in found if isinstance(x, int | float) and not isinstance(x, bool)]
         notes = _of_others(runs, section, name, show)
+        if is_cost(key.key) and any(lower_bound(r, name) for r in runs):
+            notes += (LOWER_BOUND,)
         if found and len(numbers) == len(found):
             made = replace(number_cell(numbers, show), notes=notes)
             return replace(made, text=show(made.number or 0.0)) if made.std == 0 else made
