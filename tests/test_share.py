@@ -90,7 +90,7 @@ def test_records_without_conflict_are_the_bytes_that_they_were(tmp_path_factory,
 
 
 def test_committed_records_are_written_as_they_stand(tmp_path: Path) -> None:
-    for path in (ROOT / "results").glob("*/*.jsonl"):
+    for path in (ROOT / "results").glob("*/records.jsonl"):
         write_records(tmp_path / "again.jsonl", merge([("somebody", read_records(path))]))
         assert (tmp_path / "again.jsonl").read_bytes() == path.read_bytes(), path
 
