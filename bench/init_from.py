@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def begin(model: nn.Module, run: Run, places: Places) -> dict[str, Any]:
     if start.checkpoint is None:
         given = _of_run(init.run or "", start.label, init.weights, places)
     else:
-        given = _of_checkpoint(start.checkpoint, start.format, init.sha256 or "", places)
+        given = _of_checkpoint(start.checkpoint, start.format, init.sha256 or "", init.weights, places)
     taken, drawn, left = take(model, renamed(given, init.names))
     if not taken:
         raise BadInput(f"train.init_from = {start.label}: none of its tensors has the name and shape of one of this "
@@ -137,11 +137,11 @@ def _of_run(train_id: str, label: str, weights: str, places: Places) -> dict[str
     return dict(state["model"]) | (state["average"] if weights == "average" else {})
 
 
-def _of_checkpoint(given: str, format: str | None, sha256: str, places: Places) -> dict[str, Any]:
+def _of_checkpoint(given: str, format: str | None, sha256: str, weights: Literal["live", "average"], places: Places) -> dict[str, Any]:
     if (found := digest(given, format, places)[:12]) != sha256:
         raise BadInput(f"train.init_from = {given}: not the file that this run was planned with (its sha256 begins with {found}, "
                        f"not {sha256}); bring that one back, or run `bench plan` again")
-    return open_checkpoint(locate(given, places), places, format=format).tokenizer.state_dict()
+    return open_checkpoint(locate(given, places), places, format=format, weights=weights).tokenizer.state_dict()
 
 
 def _named(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -69,9 +70,14 @@ class RandomCodes(nn.Module):
 
     def forward(self, images: Tensor, side: int) -> Tensor:
         patch = images.shape[-1] // side
-        kernel = torch.randn(RANDOM_WIDTH, 3, patch, patch, generator=_generator(1), device="cpu").to(images.device)
-        seen = F.conv2d(images.float(), kernel / (3**0.5 * patch), stride=patch).flatten(2).mT
+        seen = F.conv2d(images.float(), _kernel(patch, images.device), stride=patch).flatten(2).mT
         return (F.normalize(seen, dim=2) @ self.table.T).argmax(2)
+
+
+@functools.cache
+def _kernel(patch: int, device: torch.device) -> Tensor:
+    """Drawn and moved to the device once, not at every step."""
+    return (torch.randn(RANDOM_WIDTH, 3, patch, patch, generator=_generator(1), device="cpu") / (3**0.5 * patch)).to(device)
 
 
 def _generator(seed: int) -> torch.Generator:
