@@ -14,7 +14,7 @@ from bench.pretrained import Frozen, tokenizer
 from bench.registry import register
 from bench.types import Batch, TokenizerOutput
 
-RANDOM_CODES, RANDOM_WIDTH = 1024, 16
+RANDOM_CODES, RANDOM_WIDTH = 1024, 4
 
 
 @register("loss", "code_prediction")
@@ -24,8 +24,8 @@ class CodePrediction(Loss):
     bytedance/1d-tokenizer).
 
     teacher: `maskgit_vqgan`, the published tokenizer of MaskGIT with K = 1,024 and a position for each 16 pixels; `random`
-        is a linear map of each patch to 16 numbers and the nearest of 1,024 codes to them, all drawn once and always the
-        same ones: it knows nothing, and is for tests and for trying a suite out.
+        is a linear map of each patch to 4 numbers and the nearest of 1,024 codes to them, all drawn once and always the same
+        ones: they tell its colours roughly and nothing else, and are for tests and for trying a suite out.
     Raises BadInput where the teacher's weights are not on this machine, ValueError for a tokenizer without logits, or with
     others than the teacher's codes need.
     """
@@ -61,17 +61,21 @@ class CodePrediction(Loss):
 
 
 class RandomCodes(nn.Module):
-    """[B, 3, H, W] in [-1, 1] -> codes [B, side * side] of square patches, without weights of its own in a checkpoint."""
+    """[B, 3, H, W] in [-1, 1] -> codes [B, side * side] of square patches, without weights of its own in a checkpoint.
+
+    Lengths count, not only directions: a patch twice as bright has twice the numbers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        table = torch.randn(RANDOM_CODES, RANDOM_WIDTH, generator=_generator(0), device="cpu")
-        self.register_buffer("table", F.normalize(table, dim=1), persistent=False)
+        table = torch.randn(RANDOM_CODES, RANDOM_WIDTH, generator=_generator(0), device="cpu") / 2
+        self.register_buffer("table", table, persistent=False)
+        self.register_buffer("offset", table.square().sum(1) / 2, persistent=False)
 
     def forward(self, images: Tensor, side: int) -> Tensor:
         patch = images.shape[-1] // side
         seen = F.conv2d(images.float(), _kernel(patch, images.device), stride=patch).flatten(2).mT
-        return (F.normalize(seen, dim=2) @ self.table.T).argmax(2)
+        return (seen @ self.table.T - self.offset).argmax(2)
 
 
 @functools.cache
