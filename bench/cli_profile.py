@@ -91,6 +91,7 @@ def tokenizers(
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16; as training takes on the device where it is left out.")] = None,
     device: Device = None, rounds: Rounds = 7,
     patience: Annotated[float, typer.Option(min=0, help="Seconds of rounds after which a case is not timed again.")] = 20.0,
+    missing: Annotated[bool, typer.Option("--missing", help="Only what this machine has not timed yet, or while it was shared with others.")] = False,
     threads: Threads = None, compare: Compare = None, include: Include = None,
     results: Results = None, reports: Reports = None, as_json: AsJson = False,
 ) -> None:
@@ -106,8 +107,8 @@ def tokenizers(
 
     from bench.places import Places
     from bench.profile import Session, threads_of
-    from bench.throughput import LARGE, architectures, profile_tokenizers, systems
-    from bench.timings import append_architectures
+    from bench.throughput import LARGE, architectures, profile_tokenizers, systems, unsettled
+    from bench.timings import append_architectures, read_timings, settled
 
     places = Places.find(results=results, reports=reports)
     found = systems(names or [], places, image_size, lambda sentence: notice.print(sentence, markup=False))
@@ -119,6 +120,9 @@ def tokenizers(
             session = Session.begin(where)
         records, groups, refused = architectures(found, session, progress)
         append_architectures(places.results / "profile" / "architectures.jsonl", records)
+        if missing:
+            have = settled(read_timings(places.results / "profile" / "tokenizers.jsonl"), session.machine)
+            groups = unsettled(groups, have, batches=batches, what=doing, device=where, precision=precision)
         yield from profile_tokenizers(
             groups, refused, session=session, batches=batches, device=where, precision=precision, rounds=rounds, threads=threads,
             patience=patience, what=doing, tell=progress)
@@ -163,10 +167,12 @@ def _run(
     new: list[Timing] = []
     try:
         with Bars("rounds of") as bars:
-            new.extend(begin(bars))
-    finally:
-        if new:
-            append_timings(file, new)
+            for timing in begin(bars):
+                append_timings(file, [timing])
+                new.append(timing)
+    except KeyboardInterrupt:
+        notice.print(f"stopped; {len(new)} timings are kept in {file}", markup=False)
+        raise
     make = quantizer_table if name == "quantizers" else tokenizer_table
     if as_json:
         import json

@@ -21,8 +21,6 @@ from bench.results import Component, Record
 from bench.spec import ComponentSpec, Spec, identity
 from bench.timings import Architecture, Machine, Timing, newest, read_architectures, read_timings
 
-BUSY = 0.8                      # with a smaller share of its threads' time the processor was shared
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -172,7 +170,7 @@ def _filled(r: Record, a: Architecture, chosen: Condition | None, known: Mapping
                 if (t := cases.get((a.structure, what, batch))) is None or (batch == 1 and not end):
                     continue
                 cost[f"{what}_images_per_second{end}"] = batch / t.median
-                if t.busy is not None and t.busy < BUSY * t.machine.threads:
+                if t.shared:
                     shared.append(f"{what}_images_per_second{end}")
                 if t.memory is not None:
                     cost[f"{what}_peak_bytes{end}"] = t.memory / batch

@@ -33,6 +33,7 @@ from bench.files import write_atomic
 from bench.image_cache import OpenSplit, decoded
 from bench.init_from import NotThere, begin
 from bench.levels import write_levels
+from bench.load import described
 from bench.places import Places
 from bench.plan import run_digest
 from bench.provenance import changed, changes_told, origins, provenance, save_code
@@ -448,22 +449,15 @@ class _Story:
 
     def describe(self, state: TrainState) -> None:
         """What was derived, before step 0."""
-        layout = state.model.layout
-        books = [tuple(b.shape) for b in state.model.quantizer.codebooks()]
-        self.layout = {
-            "num_tokens": layout.num_tokens, "vocab_sizes": list(layout.vocab_sizes), "dims": [b[1] for b in books],
-            "grids": [list(g) for g in layout.grids], "bits_per_image": layout.bits_per_image,
-            "bits_per_pixel": None if layout.bits_per_image is None
-            else layout.bits_per_image / self.spec.dataset.kwargs["image_size"] ** 2,
-        }
-        if layout.separate:
+        self.layout, _ = described(state.model, self.spec.dataset.kwargs["image_size"])
+        if state.model.layout.separate:
             self.layout["separate"] = True
         learned = sum(p.numel() for p in state.model.parameters() if p.requires_grad)
         fixed = state.model.quantizer.fixed_codes()
         held = sum(p.numel() for name, p in state.model.named_parameters() if name.startswith(self.spec.freeze))
-        self.parameters = {"total": learned + held + fixed, "learned": learned, "codebook": sum(b[0] * b[1] for b in books)}
+        self.parameters = {"total": learned + held + fixed, "learned": learned, "codebook": sum(b.numel() for b in state.model.quantizer.codebooks())}
         log.info("%s: %s on %s, %d parameters, %s tokens, %s bits per image", self.run.label, self.run.train_id,
-                 self.device, self.parameters["total"], layout.num_tokens, layout.bits_per_image)
+                 self.device, self.parameters["total"], self.layout["num_tokens"], self.layout["bits_per_image"])
 
     def save(self, state: TrainState, last: bool) -> None:
         content = {"train": state.state_dict(), "seconds": self.seconds, "row": self.last_row, "code": self.lived(),

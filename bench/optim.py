@@ -18,7 +18,7 @@ class PlayerOptimizer:
     def __init__(self, named: list[tuple[str, nn.Parameter]], spec: OptimizerSpec, steps: int, *, fused: bool) -> None:
         named = [(name, p) for name, p in named if p.requires_grad]
         self.params = [p for _, p in named]
-        self.spec, self.steps = spec, steps
+        self.spec, self.steps = spec, max(1, steps - spec.schedule_start)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, p in named:
             groups.setdefault((_scale(name, spec.lr_scale), _decay(name, p, spec.weight_decay)), []).append(p)
@@ -32,6 +32,7 @@ class PlayerOptimizer:
     def rate(self, step: int) -> float:
         """Learning rate at a step, counted from 0."""
         s = self.spec
+        step = max(0, step - s.schedule_start)
         match s.schedule:
             case OneCycle() as cycle:
                 low = s.lr / cycle.start_divisor
@@ -57,7 +58,7 @@ class PlayerOptimizer:
         if not isinstance(cycle, OneCycle) or cycle.beta1 is None:
             return self.spec.betas[0]
         ends, peak = cycle.beta1
-        return self._cycled(step, cycle, ends, peak, ends)
+        return self._cycled(max(0, step - self.spec.schedule_start), cycle, ends, peak, ends)
 
     def _cycled(self, step: int, cycle: OneCycle, start: float, peak: float, end: float) -> float:
         """Half a cosine from start to peak, which is reached at step rise * steps - 1, and another one to end."""

@@ -146,10 +146,11 @@ class OptimizerSpec(Grown):
     """How one player moves. Rates are per step; `warmup_steps` ramps linearly from 0.
 
     clip_norm bounds the norm of all gradients of the player together, clip_value each element by itself, before that.
-    A schedule is a name, which reaches from the end of the warm-up to the last step, or a mapping.
+    A schedule is a name, which reaches from the end of the warm-up to the last step, or a mapping. Both count from
+    `schedule_start`, before which the rate is that of the first step: for a discriminator whose own first step it is.
     """
 
-    neutral: ClassVar[Mapping[str, Any]] = {"clip_value": None}
+    neutral: ClassVar[Mapping[str, Any]] = {"clip_value": None, "schedule_start": 0}
 
     name: Literal["adam", "adamw"] = "adam"
     lr: Annotated[float, Field(gt=0)]
@@ -162,6 +163,7 @@ class OptimizerSpec(Grown):
     schedule: (Literal["constant", "cosine", "linear", "quarter_cosine"]
                | Annotated[Decay | Drops | OneCycle, Field(discriminator="name")]) = "constant"
     final_lr: Annotated[float, Field(ge=0)] = 0.0
+    schedule_start: Annotated[int, Field(ge=0)] = 0         # step from which warm-up and schedule count
     lr_scale: dict[str, Annotated[float, Field(ge=0)]] = {}     # per parameter-name prefix: a codebook's own rate is here
 
     @model_validator(mode="after")

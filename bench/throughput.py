@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +208,18 @@ def profile_tokenizers(
                 yield from (session.timing(**_common(s, batch, precision or "fp32"), what=w, reason=reason) for w in what)
         for (first, *_), structure in groups if what else ():
             yield from _profile(session, first, structure, batches, device, precision, rounds, patience, what, tell)
+
+
+def unsettled(
+    groups: Sequence[tuple[list[System], Structure]], have: Container[tuple[str, str, int, str]], *, batches: Sequence[int],
+    what: Sequence[str], device: torch.device, precision: str | None = None,
+) -> list[tuple[list[System], Structure]]:
+    """The groups of which anything that is asked for is not among those (structure, what, batch, dtype)."""
+    def lacks(first: System, structure: Structure) -> bool:
+        dtype, _ = autocast(first.training(1, precision), device)
+        return any((structure.digest, w, batch, dtype) not in have for w in what for batch in batches)
+
+    return [group for group in groups if lacks(group[0][0], group[1])]
 
 
 def _common(s: System, batch: int, dtype: str) -> dict[str, Any]:

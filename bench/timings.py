@@ -129,6 +129,11 @@ class Timing(_Frozen):
         return low, high
 
     @property
+    def shared(self) -> bool:
+        """Whether others had much of the processor meanwhile, so that its seconds are an upper bound."""
+        return self.busy is not None and self.busy < BUSY * self.machine.threads
+
+    @property
     def error(self) -> float:
         """Standard error of the logarithm of the median, from the median absolute deviation (normal rounds assumed)."""
         logs = [math.log(s) for s in self.seconds]
@@ -229,6 +234,12 @@ def _append(path: Path, new: Iterable[BaseModel]) -> None:
 def sessions(timings: Iterable[Timing]) -> list[str]:
     """In order of time."""
     return sorted({t.session for t in timings})
+
+
+def settled(timings: Iterable[Timing], machine: Machine) -> set[tuple[str, str, int, str]]:
+    """(structure, what, batch, dtype) of whole tokenizers that were timed on this machine while nobody shared it."""
+    return {(t.structure, t.what, t.size["batch"], t.dtype) for t in newest(timings)
+            if t.kind == "tokenizer" and t.seconds and not t.shared and t.machine == machine}
 
 
 def newest(timings: Iterable[Timing]) -> list[Timing]:

@@ -27,7 +27,7 @@ from bench.results import Record
 from bench.spec import ComponentSpec, bind
 from bench.structure import structure
 from bench.throughput import architectures, of_checkpoint, of_suite, profile_tokenizers, systems
-from bench.timings import Architecture, Machine, Timing, append_architectures, compare, read_architectures
+from bench.timings import Architecture, Machine, Timing, append_architectures, compare, read_architectures, settled
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
@@ -199,6 +199,21 @@ def test_systems_of_one_structure_are_timed_once_at_each_batch() -> None:
         ("one", what, batch) for batch in (1, 2) for what in ("encode", "decode", "train")]
     assert all(len(t.seconds) == 2 and not t.reason and t.memory is not None for t in timings)
     assert timings[2].macs == timings[0].macs + timings[1].macs > 0
+
+
+def test_only_what_was_not_timed_alone_is_timed_again() -> None:
+    model = bound(name="vqvae", hidden=8, quantizer={"name": "vq", "codebook_size": 16, "codebook_dim": 4})
+    session = Session.begin(CPU)
+    _, groups, _ = architectures([throughput.System("one", model, 16)], session)
+    alone = [session.timing(kind="tokenizer", name="one", what=what, size={"image_size": 16, "batch": 1}, dtype="fp32",
+                            structure=groups[0][1].digest, seconds=[1.0], processor_seconds=[float(session.machine.threads)])
+             for what in ("encode", "decode")]
+    shared = [alone[0], alone[1].model_copy(update={"processor_seconds": [0.7 * session.machine.threads]})]
+    elsewhere = [t.model_copy(update={"machine": t.machine.model_copy(update={"cores": 99})}) for t in alone]
+    for timings, batches, left in ((alone, (1,), 0), (alone, (1, 2), 1), (shared, (1,), 1), (elsewhere, (1,), 1), ([], (1,), 1),
+                                   ([*shared, *alone], (1,), 0)):
+        have = settled(timings, session.machine)
+        assert len(throughput.unsettled(groups, have, batches=batches, what=("encode", "decode"), device=CPU)) == left
 
 
 def test_a_case_that_has_taken_its_time_is_not_timed_again(monkeypatch: pytest.MonkeyPatch) -> None:

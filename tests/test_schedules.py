@@ -82,6 +82,18 @@ def test_drops_are_torchs_multi_step() -> None:
     assert warm == pytest.approx([0.4 / 3, 0.8 / 3] + [0.4] * 3 + [0.2] * 7)
 
 
+def test_a_schedule_may_count_from_a_later_step() -> None:
+    """MaskBit's and TiTok's discriminators, whose schedules are told of a step only when they take one."""
+    for fields in ({"warmup_steps": 4, "schedule": "cosine", "final_lr": 0.1}, {"schedule": OneCycle(name="one_cycle")},
+                   {"schedule": Drops(name="drops", at=(5,), factor=0.5)}):
+        own = player(OptimizerSpec(lr=0.4, **fields), 20)
+        late = player(OptimizerSpec(lr=0.4, schedule_start=10, **fields), 30)
+        assert [late.rate(step) for step in range(10, 30)] == [own.rate(step) for step in range(20)]
+        assert [late.beta1(step) for step in range(10, 30)] == [own.beta1(step) for step in range(20)]
+        assert {late.rate(step) for step in range(10)} == {own.rate(0)}
+    assert "schedule_start" not in OptimizerSpec(lr=0.4).model_dump_json()
+
+
 def test_each_gradient_is_bounded_before_their_norm_is() -> None:
     spec = OptimizerSpec(lr=0.1, betas=(0.0, 0.0), clip_value=1.0, clip_norm=1.0)
     ours = player(spec, 1)

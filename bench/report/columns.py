@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from bench.costs import BUSY, headings, is_cost, lower_bound, missing
+from bench.costs import headings, is_cost, lower_bound, missing
 from bench.errors import BadInput
 from bench.report.grouping import DASH, Group, among, plain
 from bench.report.headings import heading
@@ -18,6 +18,7 @@ from bench.report.model import SECTIONS, Cell, Column, Mark, is_property
 from bench.report.ranking import mark_alike, mark_best
 from bench.report.spec import ColumnKey
 from bench.results import Record, Value
+from bench.timings import BUSY
 from bench.versions import told
 
 STATIC = ("layout", "parameters", "provenance")     # known of a run that failed, too
