@@ -222,7 +222,7 @@ OTHER: dict[str, Any] = {
 OTHER_OPTIMIZER: dict[str, Any] = {
     "name": "adamw", "lr": 2e-3, "betas": (0.5, 0.999), "eps": 1e-6, "weight_decay": 0.1, "clip_norm": 1.0,
     "warmup_steps": 5, "schedule": "cosine", "final_lr": 1e-5, "lr_scale": {"quantizer": 0.5},
-    "clip_value": 1.0,
+    "clip_value": 1.0, "schedule_start": 3,
 }
 
 
