@@ -107,6 +107,7 @@ def test_a_record_of_a_run_says_it_and_a_table_shows_it(tmp_path: Path, monkeypa
         assert again.train_id == json.loads(done.output)[0]["train_id"]
         assert again.provenance["from_scratch"] is False
         assert again.provenance["pretrained"] == ["codes of features.npy (table)"]
+        assert again.layout == records["codebook_vq"].layout and again.layout["downsampling"] == 4
 
 
 def test_the_signs_have_a_form_in_latex() -> None:
