@@ -394,8 +394,7 @@ def described(tokenizer: Tokenizer, image_size: int | tuple[int, int]) -> tuple[
         "codebook_size": _sizes(sizes), "code_dim": _sizes(sorted({book.shape[1] for book in separate})) or quantizer.output_dim,
         "downsampling": sides(image_size)[0] / max(h for h, _ in layout.grids) if layout.grids else None,
     }
-    total = sum(p.numel() for p in tokenizer.parameters())
-    total += sum(book.numel() for book, table in zip(books, quantizer.tables(), strict=False) if table is None)
+    total = sum(p.numel() for p in tokenizer.parameters()) + quantizer.fixed_codes()
     return found, {"total": total, "learned": total, "codebook": sum(book.numel() for book in books)}
 
 

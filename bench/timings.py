@@ -237,9 +237,10 @@ def sessions(timings: Iterable[Timing]) -> list[str]:
 
 
 def settled(timings: Iterable[Timing], machine: Machine) -> set[tuple[str, str, int, str]]:
-    """(structure, what, batch, dtype) of whole tokenizers that were timed on this machine while nobody shared it."""
-    return {(t.structure, t.what, t.size["batch"], t.dtype) for t in newest(timings)
-            if t.kind == "tokenizer" and t.seconds and not t.shared and t.machine == machine}
+    """(structure, what, batch, dtype) of whole tokenizers whose last timing on this machine, by whatever name, nobody disturbed."""
+    last = {(t.structure, t.what, t.size["batch"], t.dtype): t for t in sorted(timings, key=lambda t: t.session)
+            if t.kind == "tokenizer" and t.seconds and t.machine == machine}
+    return {case for case, t in last.items() if not t.shared}
 
 
 def newest(timings: Iterable[Timing]) -> list[Timing]:

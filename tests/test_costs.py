@@ -211,7 +211,8 @@ def test_only_what_was_not_timed_alone_is_timed_again() -> None:
     shared = [alone[0], alone[1].model_copy(update={"processor_seconds": [0.7 * session.machine.threads]})]
     elsewhere = [t.model_copy(update={"machine": t.machine.model_copy(update={"cores": 99})}) for t in alone]
     for timings, batches, left in ((alone, (1,), 0), (alone, (1, 2), 1), (shared, (1,), 1), (elsewhere, (1,), 1), ([], (1,), 1),
-                                   ([*shared, *alone], (1,), 0)):
+                                   ([*shared, *alone], (1,), 0),
+                                   ([*alone, shared[1].model_copy(update={"name": "another", "session": "9999"})], (1,), 1)):
         have = settled(timings, session.machine)
         assert len(throughput.unsettled(groups, have, batches=batches, what=("encode", "decode"), device=CPU)) == left
 
